@@ -1,0 +1,194 @@
+"""The maths of dropping: inverted dropout and stochastic depth as plain functions of tensors.
+
+Every mask of this package's own layers is drawn here. Nothing here keeps state, and nothing here branches on
+what is inside a tensor, so all of it runs under autocast, activation checkpointing and ``torch.compile``.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_dropout.probability import check_probability
+
+__all__ = ["Granularity", "Mode", "check_granularity", "check_mode", "drop_path", "drop_residual", "dropout"]
+
+Granularity = Literal["element", "channel"]
+Mode = Literal["row", "batch"]
+
+
+def dropout(
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    granularity: Granularity = "element",
+    shared_over_batch: bool = False,
+) -> Tensor:
+    """Inverted dropout: ``h' = h * m / (1 - p)`` with independent masks ``m`` in {0, 1} and ``P(m = 0) = p``.
+
+    Training: dropped values become exactly 0, even where ``x`` is infinite or NaN; the others grow by ``1 / (1 - p)``,
+    which keeps ``E[h'] = h``. Evaluation: ``x`` itself. A rate of 0 also returns ``x`` itself and draws nothing;
+    a rate of 1 returns zeros, with zero gradients.
+
+    Args:
+        x: Floating-point values. The mask is drawn in float32 whatever their dtype: bfloat16 has too few
+            digits to tell a rate of 0.001 from 0.
+        p: Probability of dropping, in [0, 1]; resolved to float32's 2**-24.
+        training: Drop (True) or pass ``x`` through (False).
+        granularity: ``"element"`` tosses one coin per value, ``"channel"`` one per sample and index of dimension 1:
+            a whole feature map of ``(batch, channel, height, width)``, but a whole token of ``(batch, token, dim)``.
+        shared_over_batch: One mask for all samples of the batch: all of them see the same thinned network.
+
+    Shape:
+        ``(batch, *)`` to the same; ``"channel"`` needs ``(batch, channel, *)``.
+
+    Raises:
+        ValueError: If ``p`` is no probability, ``granularity`` is unknown, or ``x`` is of integers or
+            has too few dimensions.
+
+    Source:
+        Srivastava et al., "Dropout" (2014), JMLR 15(56), with the scale moved from testing to training (their
+        section 10); whole channels: Tompson et al. (2015), arXiv:1411.4280.
+
+    Example:
+        >>> dropout(torch.tensor([1.0, float("inf")]), p=1.0)
+        tensor([0., 0.])
+        >>> sorted(set(dropout(torch.ones(1000), p=0.75).tolist()))
+        [0.0, 4.0]
+    """
+    p = check_probability(p, "p")
+    check_granularity(granularity)
+    _check_input(x, min_dims=2 if granularity == "channel" else int(shared_over_batch))
+    if not training or p == 0.0:
+        return x
+    coins = list(x.shape)
+    if granularity == "channel":
+        coins[2:] = [1] * (x.ndim - 2)
+    if shared_over_batch:
+        coins[0] = 1
+    return _drop(x, coins, p, rescale=True)
+
+
+def drop_path(
+    x: Tensor,
+    drop_prob: float,
+    training: bool = True,
+    mode: Mode = "row",
+    scale_by_keep: bool = True,
+) -> Tensor:
+    """Stochastic depth: zero a residual branch's whole output, for some samples or for the batch.
+
+    Training: a dropped sample is exactly 0, a kept one grows by ``1 / (1 - drop_prob)``. Evaluation: ``x`` itself.
+    A rate of 0 also returns ``x`` itself and draws nothing; a rate of 1 returns zeros, with zero gradients.
+
+    Args:
+        x: Output of the branch, before it is added.
+        drop_prob: Probability of dropping, in [0, 1].
+        training: Drop (True) or pass ``x`` through (False).
+        mode: ``"row"`` tosses one coin per sample, ``"batch"`` one for all samples.
+        scale_by_keep: Rescale kept values, so that the mean is that of evaluation; False leaves them as they are.
+
+    Shape:
+        ``(batch, *)`` to the same.
+
+    Raises:
+        ValueError: If ``drop_prob`` is no probability, ``mode`` is unknown, or ``x`` is of integers or a scalar.
+
+    Source:
+        Huang et al., "Deep Networks with Stochastic Depth" (2016), arXiv:1603.09382, who drop for the batch and
+        rescale at test time; here the scale belongs to training, so evaluation does not depend on the rate.
+
+    Example:
+        >>> drop_path(torch.ones(1000, 2), 0.5).unique(dim=0)
+        tensor([[0., 0.],
+                [2., 2.]])
+    """
+    drop_prob = check_probability(drop_prob, "drop_prob")
+    check_mode(mode)
+    _check_input(x, min_dims=1)
+    if not training or drop_prob == 0.0:
+        return x
+    coins = [1] * x.ndim
+    if mode == "row":
+        coins[0] = x.shape[0]
+    return _drop(x, coins, drop_prob, rescale=scale_by_keep)
+
+
+def drop_residual(
+    x: Tensor,
+    branch: Callable[[Tensor], Tensor],
+    drop_prob: float,
+    training: bool = True,
+    mode: Mode = "row",
+    scale_by_keep: bool = True,
+    *,
+    shortcut: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Add a residual branch that is sometimes dropped: ``x + drop_path(branch(x))``.
+
+    The one place where our models add residuals. Taking the branch as a function, instead of its output, leaves
+    room to run it for the kept samples only. Training and evaluation: as ``drop_path``.
+
+    Args:
+        x: What enters both the branch and the sum.
+        branch: Function or module of ``x``; must treat every sample by itself or be batch normalisation.
+        drop_prob: Probability of dropping, in [0, 1].
+        training: Drop (True) or add the branch as it is (False).
+        mode: As in ``drop_path``.
+        scale_by_keep: As in ``drop_path``.
+        shortcut: Where the branch changes the shape: what takes the place of ``x`` in the sum, ``shortcut(x)``. Never
+            dropped.
+
+    Shape:
+        ``(batch, *)`` to the shape of the branch's output.
+
+    Raises:
+        ValueError: If the branch's output cannot be added without broadcasting; otherwise as ``drop_path``.
+
+    Source:
+        Huang et al. (2016), arXiv:1603.09382, equation 2.
+
+    Example:
+        >>> drop_residual(torch.ones(3), torch.exp, drop_prob=1.0)
+        tensor([1., 1., 1.])
+    """
+    skip = x if shortcut is None else shortcut(x)
+    residual = branch(x)
+    if residual.shape != skip.shape:
+        raise ValueError(
+            f"Expected `branch` to return the shape that it is added to, {tuple(skip.shape)}, "
+            f"but got {tuple(residual.shape)}; give a `shortcut` that maps the input to the new shape."
+        )
+    return skip + drop_path(residual, drop_prob, training, mode, scale_by_keep)
+
+
+def check_granularity(granularity: object) -> None:
+    """Raise ``ValueError`` unless ``dropout`` knows this ``granularity``."""
+    if granularity not in get_args(Granularity):
+        raise ValueError(f"Expected `granularity` to be one of {get_args(Granularity)}, but got {granularity!r}.")
+
+
+def check_mode(mode: object) -> None:
+    """Raise ``ValueError`` unless ``drop_path`` knows this ``mode``."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"Expected `mode` to be one of {get_args(Mode)}, but got {mode!r}.")
+
+
+def _drop(x: Tensor, coins: list[int], p: float, rescale: bool) -> Tensor:
+    """Zero ``x`` where a coin of shape ``coins`` (1 = shared along that dimension) says so; 0 < ``p`` <= 1."""
+    # The slice only lends its memory format to the mask: a channels_last input keeps its layout, forward and backward.
+    like = x.detach()[tuple(slice(size) for size in coins)]
+    dropped = torch.rand_like(like, dtype=torch.float32) < p
+    # At p = 1 nothing is kept, and 1 / (1 - p) would only bring 0 * inf = NaN into the backward pass.
+    kept = x * (1.0 / (1.0 - p)) if rescale and p < 1.0 else x
+    # Not a product with the mask: 0 * inf is NaN.
+    return torch.where(dropped, 0.0, kept)
+
+
+def _check_input(x: Tensor, min_dims: int) -> None:
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"Expected `x` to be of a floating-point dtype, but got {x.dtype}; drop after the embedding.")
+    if x.ndim < min_dims:
+        needed = "(batch, *)" if min_dims == 1 else "(batch, channel, *)"
+        raise ValueError(f"Expected `x` to have shape {needed}, but got {tuple(x.shape)}.")

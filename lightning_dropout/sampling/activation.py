@@ -1,0 +1,58 @@
+"""Activation: inside ``dropping(sites)`` these sites drop, and nothing else in the model changes.
+
+The flags of the owners are assigned, never ``module.train()``, which would wake the children and normalisation layers
+too. Everything borrowed here (flags, rates, in-place flags, torch's fast path) is given back in ``finally``.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from lightning_dropout.sites import Site
+
+__all__ = ["dropping"]
+
+
+@contextmanager
+def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None) -> Iterator[None]:
+    """Make ``sites`` drop, at ``rates`` of their own if given, until the block is left.
+
+    In-place dropout works on copies inside, since a second pass must see the same input. The fast path of torch's
+    Transformer layers, which knows no dropout, is off inside.
+
+    Args:
+        sites: What to switch on.
+        rates: One probability per site in [0, 1]; ``None`` leaves them as they are.
+
+    Example:
+        >>> from lightning_dropout.sites import find_sites
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)).eval()
+        >>> with dropping(find_sites(model)):
+        ...     [module.training for module in model]
+        [False, True]
+        >>> [module.training for module in model]
+        [False, False]
+    """
+    owners = {id(owner): owner for site in sites for owner in site.owners}.values()
+    in_place = [site.holder for site in sites if getattr(site.holder, "inplace", False)]
+    flags = [(owner, owner.training) for owner in owners]
+    borrowed_rates = [(site, site.rate) for site in sites] if rates is not None else []
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for owner in owners:
+            owner.training = True
+        for holder in in_place:
+            holder.inplace = False
+        for site, rate in zip(sites, rates or (), strict=rates is not None):
+            site.rate = rate
+        yield
+    finally:
+        for site, rate in borrowed_rates:
+            site.rate = rate
+        for holder in in_place:
+            holder.inplace = True
+        for owner, flag in flags:
+            owner.training = flag
+        torch.backends.mha.set_fastpath_enabled(fast_path)
