@@ -1,0 +1,67 @@
+"""Dropout for PyTorch Lightning: every place where a model drops, found, scheduled and turned into uncertainty.
+
+The public names are imported when they are first used, so that ``import lightning_dropout`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_dropout.callbacks import DropoutScheduler as DropoutScheduler
+    from lightning_dropout.callbacks import MCDropout as MCDropout
+    from lightning_dropout.callbacks import RankRandomness as RankRandomness
+    from lightning_dropout.callbacks import StochasticDepthScheduler as StochasticDepthScheduler
+    from lightning_dropout.sampling import MCPrediction as MCPrediction
+    from lightning_dropout.sampling import mc_sample as mc_sample
+    from lightning_dropout.schedules import Constant as Constant
+    from lightning_dropout.schedules import Cosine as Cosine
+    from lightning_dropout.schedules import Early as Early
+    from lightning_dropout.schedules import Late as Late
+    from lightning_dropout.schedules import Linear as Linear
+    from lightning_dropout.schedules import Schedule as Schedule
+    from lightning_dropout.sites import find_sites as find_sites
+    from lightning_dropout.sites import register_adapter as register_adapter
+
+_HOMES = {
+    "DropoutScheduler": "callbacks",
+    "MCDropout": "callbacks",
+    "RankRandomness": "callbacks",
+    "StochasticDepthScheduler": "callbacks",
+    "MCPrediction": "sampling",
+    "mc_sample": "sampling",
+    "Constant": "schedules",
+    "Cosine": "schedules",
+    "Early": "schedules",
+    "Late": "schedules",
+    "Linear": "schedules",
+    "Schedule": "schedules",
+    "find_sites": "sites",
+    "register_adapter": "sites",
+}
+_ROOMS = (
+    "callbacks",
+    "configuration",
+    "data",
+    "loggers",
+    "metrics",
+    "models",
+    "modules",
+    "nn",
+    "sampling",
+    "schedules",
+    "sites",
+)
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lightning_dropout.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"lightning_dropout.{name}")
+    raise AttributeError(f"module 'lightning_dropout' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

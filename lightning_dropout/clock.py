@@ -1,18 +1,34 @@
 """The clock: a trainer's counters and durations such as ``"10ep"`` to progress in [0, 1].
 
 The one place where units of time convert. It reads a trainer (``lightning`` or ``pytorch_lightning``, by attribute,
-never by class) and changes nothing; it keeps no counter, so progress after a resume is what it would have been.
+never by class) and changes nothing; it keeps no counter, so progress after a resume is what it would have been. It
+counts in fractions, not floats, so that a boundary falls on the very step that the user wrote.
 """
 
 import math
+import numbers
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 __all__ = ["Clock", "Duration", "RunLength", "parse_duration"]
 
 _DURATION = re.compile(r"(?P<amount>\d+(?:\.\d+)?)(?P<unit>ep|step)")
 _SPELLINGS = 'epochs ("10ep"), optimizer steps ("500step") or a fraction of the run (0.3)'
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is.
+
+    Args:
+        steps: Optimizer steps (batches under manual optimization), or ``None`` where nobody knows.
+        epochs: Epochs, or ``None`` where an epoch has no known number of steps.
+    """
+
+    steps: Fraction | None
+    epochs: Fraction | None
 
 
 @dataclass(frozen=True)
@@ -24,21 +40,24 @@ class Duration:
         unit: ``"ep"``, ``"step"`` or ``"run"`` (fraction of the run).
     """
 
-    amount: float
+    amount: Fraction
     unit: Literal["ep", "step", "run"]
 
-    def fraction(self, length: "RunLength") -> float:
-        """Return the point as a fraction of a run of known ``length``."""
+    def fraction(self, length: RunLength) -> Fraction:
+        """Return the point as a fraction of a run of ``length``.
+
+        Raises:
+            ValueError: If the length in this unit is not known.
+        """
         if self.unit == "run":
             return self.amount
-        if self.unit == "step":
-            return self.amount / length.steps
-        if length.epochs is None:
+        whole, other = (length.steps, '"20ep"') if self.unit == "step" else (length.epochs, '"500step"')
+        if whole is None:
             raise ValueError(
-                f'Expected a duration in steps or as a fraction, but got "{self.amount:g}ep" in a run whose epochs '
-                'have no known length; write e.g. "500step".'
+                f'Expected another unit, but got "{float(self.amount):g}{self.unit}" in a run whose length in that '
+                f"unit is not known; write e.g. {other}, or a fraction of the run such as 0.3."
             )
-        return self.amount / length.epochs
+        return self.amount / whole
 
 
 def parse_duration(value: str | float, name: str) -> Duration:
@@ -53,34 +72,21 @@ def parse_duration(value: str | float, name: str) -> Duration:
 
     Example:
         >>> parse_duration("10ep", "begin")
-        Duration(amount=10.0, unit='ep')
+        Duration(amount=Fraction(10, 1), unit='ep')
         >>> parse_duration(10, "begin")
         Traceback (most recent call last):
         ...
         ValueError: Expected `begin` to be epochs ("10ep"), optimizer steps ("500step") or a fraction of the run (0.3), but got 10.
     """  # noqa: E501 (the message is one line)
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        amount = float(match["amount"])
+        amount = Fraction(match["amount"])
         if match["unit"] == "ep":
             return Duration(amount, "ep")
-        if amount.is_integer():
+        if amount.denominator == 1:
             return Duration(amount, "step")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0:
-        return Duration(float(value), "run")
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool) and 0.0 <= float(value) <= 1.0:
+        return Duration(Fraction(str(value)), "run")  # by its digits: 0.1 is a tenth
     raise ValueError(f"Expected `{name}` to be {_SPELLINGS}, but got {value!r}.")
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is.
-
-    Args:
-        steps: Optimizer steps (batches under manual optimization), above 0.
-        epochs: Epochs, or ``None`` where an epoch has no known number of steps.
-    """
-
-    steps: float
-    epochs: float | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Clock:
     ``unit="step"``: optimizer steps already done / total steps, so a rate holds still while gradients accumulate.
     ``unit="epoch"``: epochs done / total epochs, constant within one. Under manual optimization batches stand in for
     steps, since nobody can know how many steps a user's code takes. The result is 0 before the first step, (N - 1) / N
-    before the last and clamped to 1 beyond the end (more steps than estimated, as under weight averaging).
+    before the last and clamped to 1 beyond the end (more steps than foreseen, as under weight averaging).
 
     Args:
         unit: How often progress moves.
@@ -99,10 +105,11 @@ class Clock:
         total: Length of the run, ``"500step"`` or ``"20ep"``; needed where the trainer cannot know it.
 
     Raises:
-        ValueError: At construction for a bad duration; from :meth:`measure` for a run of unknown length.
+        ValueError: At construction for a bad duration; from :meth:`measure` for a run of unknown length, or one that is
+            over before ``begin``.
 
     Example:
-        >>> Clock(unit="epoch", end="8ep").window(RunLength(steps=100, epochs=10), 0.4)
+        >>> Clock(unit="epoch", end="8ep").window(RunLength(steps=None, epochs=Fraction(10)), Fraction(4, 10))
         0.5
     """
 
@@ -114,8 +121,7 @@ class Clock:
     def __post_init__(self) -> None:
         if self.unit not in ("step", "epoch"):
             raise ValueError(f'Expected `unit` to be "step" or "epoch", but got {self.unit!r}.')
-        begin = parse_duration(0.0 if self.begin is None else self.begin, "begin")
-        end = parse_duration(1.0 if self.end is None else self.end, "end")
+        begin, end = self._begin, self._end
         if begin.unit == end.unit and begin.amount >= end.amount:
             raise ValueError(f"Expected `begin` to lie before `end`, but got {self.begin!r} and {self.end!r}.")
         if self.total is not None:
@@ -123,58 +129,75 @@ class Clock:
             if total.unit == "run" or total.amount == 0:
                 raise ValueError(f'Expected `total` to be e.g. "500step" or "20ep", but got {self.total!r}.')
 
+    @property
+    def _begin(self) -> Duration:
+        return parse_duration(0 if self.begin is None else self.begin, "begin")
+
+    @property
+    def _end(self) -> Duration:
+        return parse_duration(1 if self.end is None else self.end, "end")
+
     def measure(self, trainer: Any) -> RunLength:
         """Return the length of ``trainer``'s fit; every rank must call it, as it may load the training data.
 
         Raises:
-            ValueError: If the length is not known and ``total`` does not say it.
+            ValueError: If the length is not known and ``total`` does not say it, or if the window begins after the run.
         """
-        steps = _total_steps(trainer)  # first: it loads the data that `num_training_batches` counts
-        per_epoch = _steps_per_epoch(trainer)
-        if self.total is not None:
-            total = parse_duration(self.total, "total")
-            if total.unit == "step":
-                return RunLength(total.amount, None if per_epoch is None else total.amount / per_epoch)
-            if per_epoch is not None:
-                return RunLength(total.amount * per_epoch, total.amount)
-            if self.unit == "epoch":
-                return RunLength(math.inf, total.amount)  # steps are never asked for
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()  # before that nobody knows the number of batches
+        if 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches, trainer.num_training_batches):
+            return RunLength(Fraction(0), Fraction(0))  # nothing will run, so nobody will ask
+        length = self._length(trainer)
+        if (length.steps if self.unit == "step" else length.epochs) is None:
+            raise ValueError(self._unknown_length(trainer))
+        begin, end = self._begin.fraction(length), self._end.fraction(length)
+        if (begin >= end or begin >= 1) and not trainer.fast_dev_run:  # that tries settings made for a longer run
+            steps = "" if length.steps is None else f" of {float(length.steps):g} steps"
             raise ValueError(
-                f'Expected `total` in steps, but got "{self.total}" and a training loader without a length; '
-                'write e.g. `total="5000step"`.'
+                f"Expected `begin` to lie before `end` and within the run, but got {self.begin!r} and {self.end!r} in "
+                f"a run{steps}; move the window, or train for longer."
             )
-        if self.unit == "epoch" and not math.isfinite(steps) and (trainer.max_epochs or -1) > 0:
-            return RunLength(math.inf, float(trainer.max_epochs))
-        if not math.isfinite(steps):
-            raise ValueError(
-                f"Expected a run of known length, but got max_epochs={trainer.max_epochs}, max_steps="
-                f"{trainer.max_steps} and {trainer.num_training_batches} training batches; "
-                'pass `total="5000step"` (or "20ep") to the scheduler, or set `max_steps` on the trainer.'
-            )
-        return RunLength(steps, None if per_epoch is None else steps / per_epoch)
+        return length
 
     def progress(self, trainer: Any, length: RunLength) -> float:
         """Return where ``trainer`` stands in the window ``begin`` ... ``end``, in [0, 1].
 
         Valid from ``on_train_batch_start`` on: there, and after a resume, the counters are those of the batch to come.
         """
-        if self.unit == "epoch":
-            # With `max_steps` the last epoch may be cut short: epochs are then counted in fractions.
-            done = trainer.current_epoch / (length.epochs or math.inf)
-        else:
-            done = _steps_done(trainer) / length.steps
-        return self.window(length, done)
+        whole = length.steps if self.unit == "step" else length.epochs
+        assert whole is not None  # noqa: S101  (measure has refused it)
+        # With `max_steps` the last epoch may be cut short: the whole is then no whole number of epochs.
+        done = _steps_done(trainer) if self.unit == "step" else trainer.current_epoch
+        return self.window(length, Fraction(done) / whole)
 
-    def window(self, length: RunLength, done: float) -> float:
+    def window(self, length: RunLength, done: Fraction) -> float:
         """Map the fraction ``done`` of the run to the window ``begin`` ... ``end``, clamped to [0, 1]."""
-        begin = 0.0 if self.begin is None else parse_duration(self.begin, "begin").fraction(length)
-        end = 1.0 if self.end is None else parse_duration(self.end, "end").fraction(length)
-        if begin >= end:
-            raise ValueError(
-                f"Expected `begin` to lie before `end`, but got {self.begin!r} and {self.end!r} in a run of "
-                f"{length.steps:g} steps."
+        begin, end = self._begin.fraction(length), self._end.fraction(length)
+        if done <= begin:
+            return 0.0
+        return 1.0 if done >= end else float((done - begin) / (end - begin))
+
+    def _length(self, trainer: Any) -> RunLength:
+        per_epoch = _steps_per_epoch(trainer)
+        if self.total is None:
+            return _planned_length(trainer, per_epoch)
+        total = parse_duration(self.total, "total")
+        if total.unit == "step":
+            return RunLength(total.amount, None if per_epoch is None else total.amount / per_epoch)
+        return RunLength(None if per_epoch is None else total.amount * per_epoch, total.amount)
+
+    def _unknown_length(self, trainer: Any) -> str:
+        wanted = 'total="5000step"' if self.unit == "step" else 'total="20ep"'
+        if self.total is not None:
+            return (
+                f'Expected `total` in {self.unit}s, but got "{self.total}" and epochs without a known number of steps; '
+                f"pass e.g. `{wanted}` to the scheduler."
             )
-        return min(1.0, max(0.0, (done - begin) / (end - begin)))
+        count = "" if trainer.lightning_module.automatic_optimization else ", counted in batches (manual optimization)"
+        return (
+            f"Expected a run of known length, but got max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps} "
+            f"and {trainer.num_training_batches} training batches; pass e.g. `{wanted}` to the scheduler{count}."
+        )
 
 
 def _steps_done(trainer: Any) -> int:
@@ -183,19 +206,28 @@ def _steps_done(trainer: Any) -> int:
     return max(0, int(trainer.fit_loop.total_batch_idx))  # -1 before the first batch
 
 
-def _total_steps(trainer: Any) -> float:
-    """Optimizer steps of the whole fit; infinity where nobody knows."""
-    steps = trainer.estimated_stepping_batches
-    if not trainer.lightning_module.automatic_optimization:
-        batches, epochs = trainer.num_training_batches, trainer.max_epochs
-        return float(batches * epochs) if epochs is not None and epochs > 0 else math.inf
-    return float(steps) if steps > 0 else math.inf  # an iterable loader without length gives -1
+def _planned_length(trainer: Any, per_epoch: Fraction | None) -> RunLength:
+    """Return the length that the trainer's own arguments give; whichever limit comes first ends the run."""
+    max_epochs = None if trainer.max_epochs in (None, -1) else Fraction(trainer.max_epochs)
+    max_steps = None if trainer.max_steps == -1 else Fraction(trainer.max_steps)
+    if max_steps is not None and not trainer.lightning_module.automatic_optimization:
+        # The limit counts the steps of all optimizers: nobody knows how many batches that makes.
+        per_epoch, max_steps = per_epoch if trainer.fast_dev_run else None, None
+        max_epochs = max_epochs if trainer.fast_dev_run else None
+    if per_epoch is None:
+        return RunLength(max_steps, max_epochs if max_steps is None else None)
+    limits = [] if max_epochs is None else [max_epochs * per_epoch]
+    steps = min([*limits, *([] if max_steps is None else [max_steps])], default=None)
+    return RunLength(steps, None if steps is None else steps / per_epoch)
 
 
-def _steps_per_epoch(trainer: Any) -> float | None:
+def _steps_per_epoch(trainer: Any) -> Fraction | None:
+    """Return the optimizer steps of an epoch; ``None`` where the loader has no length or accumulation changes."""
     batches = trainer.num_training_batches
-    if not math.isfinite(batches) or batches <= 0:
+    schedules = [getattr(callback, "scheduling", None) for callback in trainer.callbacks]
+    factors = {factor for schedule in schedules if isinstance(schedule, dict) for factor in schedule.values()}
+    if not math.isfinite(batches) or len(factors) > 1:
         return None
     if not trainer.lightning_module.automatic_optimization:
-        return float(batches)
-    return float(math.ceil(batches / trainer.accumulate_grad_batches))
+        return Fraction(batches)
+    return Fraction(math.ceil(batches / max(factors, default=trainer.accumulate_grad_batches)))

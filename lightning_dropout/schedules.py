@@ -7,8 +7,9 @@ under ``scale=`` they are factors of the rates that the model was built with.
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 __all__ = ["Constant", "Cosine", "Early", "Late", "Linear", "Schedule"]
@@ -21,10 +22,12 @@ class Schedule(ABC):
 
     Subclass it as a frozen dataclass with plain-typed fields (LightningCLI and Hydra build it from YAML, checkpoints
     stay loadable) and write the formula into ``__call__``. Construction samples the whole range once, so a schedule
-    that would fail in the last epoch fails before the first.
+    that would fail in the last epoch fails before the first. Checks of your own go into ``__post_init__``, before
+    ``super().__post_init__()``.
 
     Raises:
-        ValueError: At construction, if some value is not a finite number of at least 0.
+        ValueError: At construction, if a field declared as ``float`` is no number, or if some value is not a finite
+            number of at least 0.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -42,18 +45,39 @@ class Schedule(ABC):
         """Return the value at ``progress`` in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Sample the schedule once over the whole run."""
-        for progress, value in self.samples():
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(
-                    f"Expected `{self!r}` to give finite values of at least 0, but got {value} at progress "
-                    f"{progress:g}; check its arguments."
-                )
+        """Check the fields, then sample the schedule once over the whole run."""
+        _check_numbers(self)
+        self.samples()
 
     def samples(self) -> list[tuple[float, float]]:
-        """Return (progress, value) at evenly spaced points of the run, both endpoints included."""
-        grid = [step / _SAMPLES for step in range(_SAMPLES + 1)]
-        return [(progress, float(self(progress))) for progress in grid]
+        """Return (progress, value) at evenly spaced points of the run, both endpoints included.
+
+        Raises:
+            ValueError: If some value is not a finite number of at least 0.
+        """
+        samples = []
+        for step in range(_SAMPLES + 1):
+            progress = step / _SAMPLES
+            value: object = self(progress)  # a subclass may return anything
+            number = float(value) if isinstance(value, numbers.Real) else math.nan
+            if not (math.isfinite(number) and number >= 0.0):
+                raise ValueError(
+                    f"Expected `{self!r}` to give finite values of at least 0, but got {value!r} at progress "
+                    f"{progress:g}; check its arguments."
+                )
+            samples.append((progress, number))
+        return samples
+
+
+def _check_numbers(schedule: Schedule) -> None:
+    """Raise for a field that is declared as a number and is none, by name, before a formula trips over it."""
+    for field in fields(schedule):  # type: ignore[arg-type]  # subclasses are dataclasses
+        value = getattr(schedule, field.name)
+        if field.type in (float, "float") and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise ValueError(
+                f"Expected `{field.name}` of {type(schedule).__name__} to be a number, but got {value!r}; "
+                "schedules take plain numbers."
+            )
 
 
 @dataclass(frozen=True)
@@ -154,6 +178,7 @@ class Early(Schedule):
     shape: Literal["linear", "constant"] = "linear"
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if not 0.0 < self.until <= 1.0:
             raise ValueError(
                 f"Expected `until` to be a fraction of the run in (0, 1], but got {self.until}; "
@@ -193,6 +218,7 @@ class Late(Schedule):
     begin: float
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if not 0.0 <= self.begin < 1.0:
             raise ValueError(
                 f"Expected `begin` to be a fraction of the run in [0, 1), but got {self.begin}; "

@@ -1,0 +1,7 @@
+"""Lightning callbacks: schedule rates, sample at test time, decorrelate ranks; thin shells over the rooms above."""
+
+from lightning_dropout.callbacks.mc_dropout import MCDropout
+from lightning_dropout.callbacks.rank_randomness import RankRandomness
+from lightning_dropout.callbacks.scheduler import DropoutScheduler, StochasticDepthScheduler
+
+__all__ = ["DropoutScheduler", "MCDropout", "RankRandomness", "StochasticDepthScheduler"]

@@ -1,0 +1,7 @@
+"""Loggers for Lightning trainers. Importing this room imports no wandb: that happens when a run starts."""
+
+from lightning_dropout.loggers.fail_safe import FailSafeWandbLogger
+from lightning_dropout.loggers.wandb import wandb_logger
+from lightning_dropout.loggers.wandb_process import finish_wandb
+
+__all__ = ["FailSafeWandbLogger", "finish_wandb", "wandb_logger"]

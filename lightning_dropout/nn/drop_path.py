@@ -38,6 +38,7 @@ class DropPath(nn.Module):
         training, as is usual today.
 
     Example:
+        >>> import torch
         >>> layer = DropPath(0.1)
         >>> layer
         DropPath(drop_prob=0.1)

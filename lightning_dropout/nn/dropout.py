@@ -33,6 +33,7 @@ class Dropout(nn.Module):
         Srivastava et al., "Dropout" (2014), JMLR 15(56).
 
     Example:
+        >>> import torch
         >>> layer = Dropout(p=0.25, granularity="channel")
         >>> layer
         Dropout(p=0.25, granularity='channel')

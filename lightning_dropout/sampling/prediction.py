@@ -18,7 +18,7 @@ __all__ = ["MCPrediction", "Outputs", "Statistics", "Task", "check_task"]
 Task = Literal["binary", "multiclass", "multilabel", "regression", "gaussian", "probabilities", "raw"]
 Outputs = Tensor | tuple[Tensor, Tensor]  # a pair only for "gaussian": mean, log-variance
 
-_SUM_TOLERANCE = 1e-3  # how far from 1 the sums of half-precision probabilities lie
+_SUM_TOLERANCE = 1e-3  # how far from 1 the sums of probabilities may lie; in bfloat16 its own precision is coarser
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ class MCPrediction:
         """Variance of the mixture of the passes (``gaussian``): aleatoric plus epistemic."""
         return self.aleatoric_variance + self.epistemic_variance
 
+    def uncertainties(self) -> dict[str, Tensor]:
+        """Return the uncertainties that the task defines, by name."""
+        if self._entropy is not None:
+            names = ["entropy", "mutual_information"]
+        elif self._aleatoric_variance is not None:
+            names = ["aleatoric_variance", "epistemic_variance"]
+        else:
+            names = []
+        return {name: getattr(self, name) for name in names}
+
     def _defined(self, value: Tensor | None, name: str) -> Tensor:
         if value is None:
             raise AttributeError(f'`{name}` is not defined for task="{self.task}".')
@@ -158,7 +168,7 @@ class Statistics:
             disorder, expected, votes = binary_entropy(mean), self._entropies.mean, self._votes.mean
             ratio = torch.minimum(votes, 1.0 - votes)
             predictive = (self._logs.value() - self._log_complements.value()).to(dtype)
-            if self.task == "binary" and mean.ndim > 1:
+            if self.task == "binary" and -mean.ndim <= self.class_dim < mean.ndim:
                 disorder, expected, ratio = (t.squeeze(self.class_dim) for t in (disorder, expected, ratio))
         elif self.task == "gaussian":
             noise = self._noise.mean
@@ -229,16 +239,21 @@ def check_task(task: str) -> None:
 
 
 def check_outputs(outputs: object, task: Task, class_dim: int) -> Outputs:
-    """Return ``outputs`` if they can be what ``task`` says.
+    """Return ``outputs`` if they can be what ``task`` says; a pair as a tuple.
 
     Raises:
-        ValueError: If they are no floating tensor (a pair for ``gaussian``), lack the class dimension, or fit another
-            task: one class, probabilities where logits are meant, or the reverse.
+        ValueError: If they are no floating tensor (a pair for ``gaussian``), hold no sample, lack the class dimension,
+            or fit another task: one class, probabilities where logits are meant, or the reverse.
     """
     if task == "gaussian" and isinstance(outputs, tuple | list) and len(outputs) == 2:
         mean, log_variance = check_outputs(outputs[0], "raw", class_dim), check_outputs(outputs[1], "raw", class_dim)
         assert isinstance(mean, Tensor)  # noqa: S101  ("raw" lets nothing else through)
         assert isinstance(log_variance, Tensor)  # noqa: S101
+        if mean.shape != log_variance.shape:
+            raise ValueError(
+                "Expected means and log-variances of one shape, but got "
+                f"{tuple(mean.shape)} and {tuple(log_variance.shape)}, which would broadcast."
+            )
         return mean, log_variance
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         kind = f"a {outputs.dtype} tensor" if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -246,6 +261,8 @@ def check_outputs(outputs: object, task: Task, class_dim: int) -> Outputs:
             f"Expected the model to return a floating tensor{' or a pair of them' if task == 'gaussian' else ''}, but "
             f"got {kind}; sample a function of it that returns the tensor to average."
         )
+    if outputs.numel() == 0:
+        raise ValueError(f"Expected at least one sample, but got outputs of shape {tuple(outputs.shape)}.")
     if task in ("regression", "raw"):
         return outputs
     needs_classes = task in ("multiclass", "probabilities", "gaussian")
@@ -266,8 +283,9 @@ def check_outputs(outputs: object, task: Task, class_dim: int) -> Outputs:
         raise ValueError(
             f'Expected means and log-variances for task="gaussian", but got {size} outputs, an odd number.'
         )
+    tolerance = max(_SUM_TOLERANCE, torch.finfo(outputs.dtype).eps)
     sums_to_one = needs_classes and bool(
-        ((outputs >= 0).all() & ((outputs.float().sum(class_dim) - 1).abs() < _SUM_TOLERANCE).all()).item()
+        ((outputs >= 0).all() & ((outputs.float().sum(class_dim) - 1).abs() < tolerance).all()).item()
     )
     if task == "multiclass" and sums_to_one:
         raise ValueError(

@@ -5,6 +5,7 @@ and gives them back as they were. Python's and numpy's are treated alike, since 
 """
 
 import hashlib
+import numbers
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,16 @@ def derive_seed(*parts: int) -> int:
     Unlike a sum or a tuple's ``hash`` it is the same on every machine and gives unrelated seeds for neighbours, so
     that (seed 0, pass 1) and (seed 1, pass 0) share nothing.
 
+    Raises:
+        ValueError: If a part is no whole number.
+
     Example:
         >>> derive_seed(0, 1) == derive_seed(0, 1), derive_seed(0, 1) == derive_seed(1, 0)
         (True, False)
     """
+    for part in parts:
+        if not isinstance(part, numbers.Integral):
+            raise ValueError(f"Expected `seed` to be a whole number, but got {part!r}.")
     digest = hashlib.blake2b(",".join(str(int(part)) for part in parts).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "big") >> 1
 

@@ -4,7 +4,9 @@ Plain torch, no trainer. A pass is one call of the model with its sites switched
 and every random generator are afterwards what they were before.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -97,7 +99,7 @@ def mc_sample(
 
 def check_num_samples(num_samples: int) -> None:
     """Raise unless ``num_samples`` is a whole number of at least 1."""
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+    if not isinstance(num_samples, numbers.Integral) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(
             f"Expected `num_samples` to be a whole number of passes, at least 1, but got {num_samples!r}; "
             "30 is a common choice."
@@ -134,55 +136,83 @@ def draw_passes(
         guarded: Whether to check that passes change nothing and differ; once per data set is enough.
     """
     _refuse_silence(sites, rates)
-    if guarded:
-        _refuse_strangers(model, sites)
     statistics = Statistics(task, class_dim, keep_samples=return_samples)
-    state = _Witness(model, inputs) if guarded else None
     first: Outputs | None = None
     differs = False
-    with isolated_randomness(model), dropping(sites, rates):
+    with ExitStack() as stack:
+        witness = stack.enter_context(_Witness(model, inputs)) if guarded else None
+        stack.enter_context(isolated_randomness(model))
+        stack.enter_context(dropping(sites, rates))
+        if guarded:
+            _refuse_strangers(model, sites)
         for number in range(num_samples + _EXTRA_DRAWS):
             if number >= num_samples and (differs or not guarded):
                 break
             seed_everywhere(derive_seed(*seed, number))
             outputs = cast(Outputs, forward())
+            if isinstance(outputs, list):
+                outputs = tuple(outputs)
             if first is None:
-                if state is not None:
-                    state.check()
+                if witness is not None:
+                    witness.check()
                 first = check_outputs(outputs, task, class_dim)
-                outputs = first
             elif guarded and not differs:
                 differs = not _equal(first, outputs)
             if number < num_samples:
                 statistics.update(outputs)
-    if guarded and not differs:
+    assert first is not None  # noqa: S101  (num_samples is at least 1)
+    if guarded and not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN
         names = ", ".join(site.name for site in sites)
         raise RuntimeError(
             f"Expected passes that differ, but got {num_samples + _EXTRA_DRAWS} equal ones although these sites were "
             f"on: {names}; check that the forward calls them (fused, compiled or scripted code may not) and that what "
             "they drop reaches the output."
         )
-    assert first is not None  # noqa: S101  (num_samples is at least 1)
     return statistics.result(first)
 
 
 class _Witness:
-    """Remembers buffers and inputs, and raises if a pass has changed one, after putting it back."""
+    """Remembers buffers and inputs, raises if a pass has changed one, and puts back what an error leaves behind."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
-        buffers = [(f"buffer `{name}`", buffer) for name, buffer in model.named_buffers()]
-        tensors = [("the input", leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        self._before = [(what, tensor, tensor.clone()) for what, tensor in buffers + tensors]
+        # By the dictionary that holds it: code that assigns a new buffer leaves the old tensor as it was.
+        self._buffers = [
+            (f"buffer `{f'{prefix}.{name}'.lstrip('.')}`", module._buffers, name, buffer, buffer.clone())
+            for prefix, module in model.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._inputs = [(leaf, leaf.clone()) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+    def __enter__(self) -> "_Witness":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:  # `check` has found nothing to put back
+            return
+        for _, holder, name, buffer, copy in self._buffers:
+            holder[name] = buffer
+            _put_back(buffer, copy)
+        for tensor, copy in self._inputs:
+            _put_back(tensor, copy)
 
     def check(self) -> None:
-        changed = [(what, tensor, copy) for what, tensor, copy in self._before if not _same(tensor, copy)]
-        for _, tensor, copy in changed:
-            tensor.copy_(copy)
-        if changed:
+        for what, holder, name, _, copy in self._buffers:
+            if not _same(holder[name], copy):
+                raise RuntimeError(
+                    f"Expected passes that change nothing, but got a changed {what} (put back); call `model.eval()` "
+                    "before sampling, so that normalisation layers use what they have learned."
+                )
+        if not all(_same(tensor, copy) for tensor, copy in self._inputs):
             raise RuntimeError(
-                f"Expected passes that change nothing, but got a changed {changed[0][0]} (put back); call "
-                "`model.eval()` before sampling, so that normalisation layers use what they have learned."
+                "Expected passes that change nothing, but got a changed input (put back), so that later passes would "
+                "see another one; make the layer that works in place (`inplace=True`) return a new tensor."
             )
+
+
+def _put_back(tensor: Tensor, copy: Tensor) -> None:
+    if not _same(tensor, copy):
+        tensor.copy_(copy)
 
 
 def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> None:
@@ -195,7 +225,7 @@ def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> Non
 
 
 def _refuse_strangers(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Raise if the model's own mode lets a site drop that nobody asked for."""
+    """Raise if a site drops that nobody asked for: the model is in train mode, or an owner turns on more than one."""
     asked = {site.key for site in sites}
     others = [site for site in sites_of(model, strict=False) if site.key not in asked and site.effective_rate > 0.0]
     if others:
@@ -206,14 +236,20 @@ def _refuse_strangers(model: nn.Module, sites: Sequence[Site]) -> None:
         )
 
 
+def _all_nan(outputs: Outputs) -> bool:
+    return all(bool(output.isnan().all().item()) for output in tree_leaves(outputs))
+
+
 def _equal(first: Outputs, second: Outputs) -> bool:
     if isinstance(first, Tensor) or isinstance(second, Tensor):
         return isinstance(first, Tensor) and isinstance(second, Tensor) and _same(first, second)
     return all(_same(one, other) for one, other in zip(first, second, strict=True))
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Bit-equal, NaN being equal to NaN."""
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    """Equal in every value, NaN being equal to NaN."""
+    if one is None:
+        return False
     if one.shape != other.shape or not one.is_floating_point():
         return torch.equal(one, other)
     return bool(((one == other) | (one.isnan() & other.isnan())).all().item())

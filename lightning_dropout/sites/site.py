@@ -5,6 +5,7 @@ and never changes it.
 """
 
 import difflib
+import numbers
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ _WRAPPERS_BY_CHILD = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # t
 _TRUSTED_LIBRARIES = frozenset({"torch", "torchmetrics", "lightning_dropout"})
 # Here a child Dropout often only stores the rate of a fused attention, whose own flag decides: no adapter, no trust.
 _LIBRARIES_WITH_FUSED_ATTENTION = frozenset({"timm", "torchvision", "transformers"})
-_RATE_LIKE = re.compile(r"p|prob|.*drop.*", re.IGNORECASE)
+_RATE_LIKE = re.compile(r"p|prob|.*drop.*|.*(keep|survival)_prob", re.IGNORECASE)
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ def find_sites(
     model: nn.Module,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
-    kinds: Sequence[Kind] | None = None,
+    kinds: Kind | Sequence[Kind] | None = None,
 ) -> list[Site]:
     """Return every place where ``model`` drops, in the order of its modules.
 
@@ -90,8 +91,8 @@ def find_sites(
         kinds: Kinds to keep; ``None`` keeps all.
 
     Raises:
-        ValueError: If nothing matches (the message names what comes close), or if a module of another library holds
-            what looks like a rate and no adapter tells how it drops.
+        ValueError: If nothing matches (the message names what comes close), if a module of another library holds what
+            looks like a rate and no adapter tells how it drops, or if an adapter's attribute holds no probability.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.ReLU(), nn.Dropout(0.5))
@@ -101,13 +102,13 @@ def find_sites(
         >>> model[3]
         Dropout(p=0.2, inplace=False)
     """
-    unknown = set(kinds or ()) - set(get_args(Kind))
+    wanted = get_args(Kind) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in wanted if kind not in get_args(Kind)]
     if unknown:
-        raise ValueError(f"Expected `kinds` among {', '.join(get_args(Kind))}, but got {', '.join(sorted(unknown))}.")
-    sites = sites_of(model, include, exclude)
-    found = [site for site in sites if kinds is None or site.kind in kinds]
+        raise ValueError(f"Expected `kinds` among {', '.join(get_args(Kind))}, but got {', '.join(map(str, unknown))}.")
+    found = [site for site in sites_of(model, include, exclude) if site.kind in wanted]
     if not found:
-        raise ValueError(_nothing_found(model, include, exclude, kinds))
+        raise ValueError(_nothing_found(model, include, exclude, wanted))
     return found
 
 
@@ -127,6 +128,7 @@ def sites_of(
         for adapter in adapters_of(module):
             if adapter.applies(module):
                 assert adapter.attribute is not None  # noqa: S101  (adapters_of leaves those out)
+                check_probability(getattr(module, adapter.attribute, None), f"{name}.{adapter.attribute}".lstrip("."))
                 owners = adapter.owners(module, ancestors)
                 sites.append(Site(name, adapter.kind, module, adapter.attribute, owners))
     return sites
@@ -164,11 +166,11 @@ def _refuse_unknown(name: str, module: nn.Module) -> None:
     library = type(module).__module__.partition(".")[0]
     if library in _TRUSTED_LIBRARIES or is_known(module):
         return
-    numbers = dict(vars(module))
+    attributes = {key: value for part in (*reversed(type(module).__mro__), module) for key, value in vars(part).items()}
     if library == "transformers":  # its layers may read a rate from the shared config at every forward
-        numbers |= {f"config.{key}": value for key, value in vars(getattr(module, "config", object)).items()}
-    for attribute, value in numbers.items():
-        if _RATE_LIKE.fullmatch(attribute) and isinstance(value, float) and 0.0 < value <= 1.0:
+        attributes |= {f"config.{key}": value for key, value in vars(getattr(module, "config", object)).items()}
+    for attribute, value in attributes.items():
+        if _RATE_LIKE.fullmatch(attribute) and _is_fraction(value):
             raise ValueError(_unknown(name, module, f"`{attribute}={value}` looks like a rate"))
     if library in _LIBRARIES_WITH_FUSED_ATTENTION and "attention" in type(module).__name__.lower():
         for child_name, child in module.named_children():
@@ -176,22 +178,27 @@ def _refuse_unknown(name: str, module: nn.Module) -> None:
                 raise ValueError(_unknown(name, module, f"it may use the rate of `{child_name}` without calling it"))
 
 
+def _is_fraction(value: object) -> bool:
+    """Tell whether ``value`` may be a rate: whole numbers count things and booleans switch them."""
+    return isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 < float(value) <= 1.0
+
+
 def _unknown(name: str, module: nn.Module, reason: str) -> str:
     cls = type(module)
-    where = f"`{name}` ({cls.__module__}.{cls.__qualname__})"
+    where = f"`{name}` ({cls.__module__}.{cls.__qualname__})" if name else f"{cls.__module__}.{cls.__qualname__}"
     return (
         f"Expected only layers whose dropping is known, but got {where}: {reason}; call "
         f'`register_adapter({cls.__qualname__}, "<attribute>", owner=..., kind=...)`, or with `None` as attribute if '
-        f"it drops nothing of its own, or leave it out with `exclude`."
+        f'it drops nothing of its own, or leave it out with `exclude="{name}"`.'
     )
 
 
 def _nothing_found(
-    model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str], kinds: Sequence[Kind] | None
+    model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str], kinds: tuple[str, ...]
 ) -> str:
     everything = sites_of(model, strict=False)
     wanted = f"sites={include!r}" + (f", exclude={exclude!r}" if exclude else "")
-    wanted += f", kinds={tuple(kinds)}" if kinds is not None else ""
+    wanted += f", kinds={kinds}" if kinds != get_args(Kind) else ""
     if not everything:
         return (
             f"Expected {type(model).__name__} to drop somewhere, but got no site in it ({wanted}); build it with "
@@ -201,8 +208,10 @@ def _nothing_found(
     patterns = (include,) if isinstance(include, str) else tuple(include)
     near = [hit for pattern in patterns for hit in difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)]
     shown = ", ".join(dict.fromkeys(near or names[:5]))
+    others = {site.kind for site in everything if matches(site.name, include) and not matches(site.name, exclude)}
+    hint = f"; what matches is of kind {', '.join(sorted(others))}" if others else ""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(site.kind for site in everything).items()))
     return (
         f"Expected a site that matches, but got none for {wanted}; the model has {len(everything)} "
-        f"({counts}), {'closest' if near else 'e.g.'}: {shown}."
+        f"({counts}), {'closest' if near else 'e.g.'}: {shown}{hint}."
     )

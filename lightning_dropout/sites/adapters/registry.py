@@ -60,7 +60,8 @@ def register_adapter(
     """Teach the package a layer class of your own; subclasses are covered.
 
     Args:
-        cls: The class, or its dotted name ``"package.module.Class"`` where it should not be imported yet.
+        cls: The class, or its dotted name ``"package.module.Class"`` where it should not be imported yet; the module is
+            the one that defines it.
         attribute: The attribute that holds the rate, a float in [0, 1] read by every forward. ``None``: the class drops
             nothing of its own, whatever its attributes are called.
         owner: Whose ``training`` flag turns the drop on: ``"self"``, ``"parent"``, or a function of the module and its
@@ -69,7 +70,8 @@ def register_adapter(
         applies: Tells instances that can drop from those that never do.
 
     Raises:
-        ValueError: If the class has an adapter for this attribute already, or ``kind`` or ``owner`` is unknown.
+        ValueError: If ``cls`` is no class of modules or ``attribute`` no name, if the class has an adapter for this
+            attribute already, or if ``kind`` or ``owner`` is unknown.
 
     Example:
         >>> class NoisyLinear(nn.Linear):
@@ -82,6 +84,12 @@ def register_adapter(
         >>> find_sites(nn.Sequential(NoisyLinear(2, 2)))[0].rate
         0.1
     """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)) and not (isinstance(cls, str) and "." in cls):
+        raise ValueError(
+            f'Expected `cls` to be a class of modules or a dotted name such as "package.module.Class", but got {cls!r}.'
+        )
+    if attribute is not None and not (isinstance(attribute, str) and attribute.isidentifier()):
+        raise ValueError(f"Expected `attribute` to be the name of one attribute, or `None`, but got {attribute!r}.")
     if kind not in get_args(Kind):
         raise ValueError(f"Expected `kind` to be one of {', '.join(get_args(Kind))}, but got {kind!r}.")
     if not callable(owner) and owner not in ("self", "parent"):

@@ -1,0 +1,425 @@
+"""Monte-Carlo dropout at test and predict time, around any LightningModule, without a change to it.
+
+The module's ``forward`` is replaced on the instance for the length of a stage; inside a step its outermost call is
+sampled, and the user's step receives the mean predictive in the form of the model's own output. Training flags flip
+inside each call only (``sampling``), so no hook, exception or interrupt can leave them wrong.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_dropout import log_keys
+from lightning_dropout.callbacks.any_callback import AnyCallback
+from lightning_dropout.callbacks.rate_scheduler import RateScheduler
+from lightning_dropout.metrics.predictive import PredictiveMetrics
+from lightning_dropout.probability import check_probability
+from lightning_dropout.sampling.prediction import MCPrediction, Statistics, Task, check_outputs, check_task
+from lightning_dropout.sampling.sample import DEFAULT_KINDS, check_num_samples, draw_passes
+from lightning_dropout.sites import Kind, Site, find_sites
+
+__all__ = ["MCDropout"]
+
+Stage = Literal["test", "predict", "validate"]
+_LABEL_KEYS = ("labels", "label", "y", "target", "targets")
+_ABSENT = object()
+_DEV_RUN_RATE = 0.1
+
+
+class MCDropout(AnyCallback):
+    """Let ``trainer.test`` and ``trainer.predict`` see the mean of T stochastic passes.
+
+    Training: nothing, except that a schedule which ends at 0 is refused at once, since sampling would find nothing.
+    Test and predict: the outermost call of the module (or of one of its direct children) in each step runs T times with
+    dropout on; the step receives the mean predictive (log-probabilities for classes, a logit for binary), so its own
+    metrics and logs describe it unchanged. Beside them stand ``test/mc/*`` and, with ``compare``, ``test/det/*`` of the
+    same batches without dropout.
+
+    Args:
+        num_samples: T, the number of passes, at least 1.
+        task: What the model's outputs are: logits of ``"binary"``, ``"multiclass"`` or ``"multilabel"``, values of
+            ``"regression"``, mean and log-variance of ``"gaussian"``, ``"probabilities"``, or ``"raw"``.
+        stages: Where to sample, among ``"test"``, ``"predict"`` and ``"validate"`` (a ``trainer.validate`` of its own,
+            never the validation inside a fit).
+        module: ``"auto"``, or the dotted name of the one submodule whose call is sampled (``""``: the module itself).
+        labels: Where a batch holds its labels: ``"auto"`` (``batch[1]``, or the keys labels, label, y, target), a
+            dotted path such as ``"1"`` or ``"target.class"``, or a function of the batch. Without labels only the keys
+            that need none are logged.
+        rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint; ``"base"``: those that the
+            model was built with; a number: one probability for every site.
+        compare: Whether to run each batch once without dropout, for ``det/*``.
+        sites: Glob pattern or patterns of the sites to sample.
+        exclude: Patterns of sites, or of modules unknown to the package, to leave alone.
+        kinds: Kinds of sites to sample; ``"drop_path"`` and ``"layer_drop"`` join if named.
+        class_dim: The dimension of the classes.
+        seed: What the masks follow from, with the rank, the loader, the batch and the pass.
+        return_uncertainty: Whether ``predict_step`` returns a dictionary of its own result (``prediction``) and
+            ``mean``, ``std``, ``entropy`` and ``mutual_information`` where the task defines them.
+
+    Raises:
+        ValueError: At construction for impossible arguments; at the start of a fit or stage if no site matches or
+            sampling would find only rates of 0; in the first step if no call, or two different ones, could be sampled.
+
+    Source:
+        Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation", arXiv:1506.02142.
+
+    Example:
+        >>> MCDropout(num_samples=30, task="multiclass").num_samples
+        30
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 30,
+        *,
+        task: Task,
+        stages: Sequence[Stage] = ("test", "predict"),
+        module: str = "auto",
+        labels: Union[str, Callable[[Any], Any]] = "auto",  # noqa: UP007  (jsonargparse reads it)
+        rates: Union[Literal["trained", "base"], float] = "trained",  # noqa: UP007
+        compare: bool = True,
+        sites: Union[str, Sequence[str]] = "*",  # noqa: UP007
+        exclude: Union[str, Sequence[str]] = (),  # noqa: UP007
+        kinds: Sequence[Kind] = DEFAULT_KINDS,
+        class_dim: int = 1,
+        seed: int = 0,
+        return_uncertainty: bool = False,
+    ) -> None:
+        super().__init__()
+        check_num_samples(num_samples)
+        check_task(task)
+        if isinstance(stages, str) or not stages or set(stages) - set(get_args(Stage)):
+            raise ValueError(
+                f"Expected `stages` to list some of {', '.join(get_args(Stage))}, but got {stages!r}; "
+                'e.g. `stages=["test"]`.'
+            )
+        self.num_samples = num_samples
+        self.task = task
+        self.stages = tuple(stages)
+        self.module = module
+        self.labels = labels
+        self.rates = rates if rates in ("trained", "base") else check_probability(rates, "rates")
+        self.compare = compare
+        self.sites = sites
+        self.exclude = exclude
+        self.kinds = tuple(kinds)
+        self.class_dim = class_dim
+        self.seed = seed
+        self.return_uncertainty = return_uncertainty
+        self._stage: Stage | None = None  # None outside a sampled stage
+        self._patched: list[tuple[nn.Module, str, Any]] = []
+        self._found: list[Site] = []
+        self._base_rate: Callable[[Site], float] | None = None
+        self._dev_run = False
+        self._step: tuple[int, int, int] | None = None  # rank, dataloader, batch; None outside a step
+        self._sampling = False
+        self._outermost: nn.Module | None = None
+        self._calls: list[tuple[MCPrediction, MCPrediction | None]] = []
+        self._guarded: set[int] = set()  # dataloaders whose first batch has been checked
+        self._metrics: dict[int, dict[str, PredictiveMetrics]] = {}
+        self._said: set[str] = set()
+
+    # --- where a stage begins and ends ------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        found = find_sites(pl_module, self.sites, self.exclude, self.kinds)
+        if self.rates == "trained" and not any(_final_rate(trainer, site) for site in found):
+            raise ValueError(
+                f"Expected rates above 0 at the end of training, but got 0 at all {len(found)} sites, where "
+                'Monte-Carlo dropout would sample nothing; pass `rates="base"` or e.g. `rates=0.1` to MCDropout.'
+            )
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begin(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begin(trainer, pl_module, "predict")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "validate":
+            self._begin(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._end()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._end()
+
+    def _begin(self, trainer: Any, pl_module: Any, stage: Stage) -> None:
+        self._end()
+        if stage not in self.stages:
+            return
+        self._found = find_sites(pl_module, self.sites, self.exclude, self.kinds)
+        # Asked at each call, not now: a scheduler that comes later in the list has yet to bring the trained rates back.
+        self._base_rate = functools.partial(_base_rate, trainer)
+        self._dev_run = bool(trainer.fast_dev_run)
+        for target in self._targets(pl_module):
+            self._patch(target, "forward", self._sampled_forward(pl_module, target))
+        if stage == "predict" and self.return_uncertainty:
+            self._patch(pl_module, "predict_step", self._uncertain_predict_step(pl_module.predict_step))
+        self._stage = stage
+        if stage != "predict":
+            self._say(
+                f"MCDropout: the {stage} metrics of {type(pl_module).__name__} describe the mean of {self.num_samples} "
+                f"stochastic passes over {len(self._found)} sites."
+            )
+
+    def _end(self) -> None:
+        for owner, name, before in reversed(self._patched):
+            if before is _ABSENT:
+                owner.__dict__.pop(name, None)
+            else:
+                owner.__dict__[name] = before
+        self._patched, self._found, self._calls = [], [], []
+        self._stage, self._step, self._outermost, self._sampling = None, None, None, False
+        self._base_rate = None
+        self._guarded, self._metrics, self._said = set(), {}, set()
+
+    def _targets(self, pl_module: Any) -> list[nn.Module]:
+        holders = {id(site.holder) for site in self._found}
+        candidates = {
+            name: child
+            for name, child in pl_module.named_children()
+            if any(id(part) in holders for part in child.modules())
+        }
+        if self.module == "auto":
+            return [pl_module, *candidates.values()]
+        try:
+            target: nn.Module = pl_module.get_submodule(self.module)
+        except AttributeError:
+            raise ValueError(
+                f"Expected `module` to name a part of {type(pl_module).__name__}, but got {self.module!r}; "
+                f"those that drop are: {', '.join(candidates) or 'none of its children'}."
+            ) from None
+        return [target]
+
+    def _patch(self, owner: Any, name: str, value: Any) -> None:
+        self._patched.append((owner, name, owner.__dict__.get(name, _ABSENT)))
+        owner.__dict__[name] = value
+
+    # --- inside a step ----------------------------------------------------------------------------------------------
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._enter_step(trainer, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._enter_step(trainer, batch_idx, dataloader_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._enter_step(trainer, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._leave_step(pl_module, batch)
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._leave_step(pl_module, batch)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._leave_step(pl_module, batch)
+
+    def _enter_step(self, trainer: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if self._stage is not None:
+            self._step = (trainer.global_rank, dataloader_idx, batch_idx)
+            self._calls, self._outermost = [], None
+
+    def _sampled_forward(self, pl_module: nn.Module, target: nn.Module) -> Callable[..., Any]:
+        original = target.forward
+        parts = {id(part) for part in target.modules()}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # No functools.wraps: it would copy a compiled forward's markers, and the compiler would pass us by.
+            if self._step is None or self._sampling:
+                return original(*args, **kwargs)
+            if self._outermost not in (None, target):
+                raise ValueError(
+                    f"Expected one module to be called in a step, but got {_name(pl_module, self._outermost)} and then "
+                    f"{_name(pl_module, target)}; name the one to sample with `module=` in MCDropout."
+                )
+            self._outermost = target
+            sites = [site for site in self._found if id(site.holder) in parts]
+            self._sampling = True
+            try:
+                return self._sample(pl_module, sites, functools.partial(original, *args, **kwargs), (args, kwargs))
+            finally:
+                self._sampling = False
+
+        return forward
+
+    def _sample(self, pl_module: nn.Module, sites: Sequence[Site], call: Callable[[], Any], inputs: Any) -> Any:
+        assert self._step is not None  # noqa: S101  (the wrapper has looked)
+        _, dataloader_idx, _ = self._step
+        plain = None
+        if self.compare and self._stage != "predict":
+            outputs = check_outputs(call(), self.task, self.class_dim)
+            statistics = Statistics(self.task, self.class_dim)
+            statistics.update(outputs)
+            plain = statistics.result(outputs)
+        prediction = draw_passes(
+            call,
+            pl_module,
+            sites,
+            num_samples=self.num_samples,
+            task=self.task,
+            class_dim=self.class_dim,
+            rates=self._rates(sites),
+            seed=(self.seed, *self._step, len(self._calls)),
+            inputs=inputs,
+            guarded=dataloader_idx not in self._guarded,
+        )
+        self._guarded.add(dataloader_idx)
+        self._calls.append((prediction, plain))
+        return prediction.predictive
+
+    def _rates(self, sites: Sequence[Site]) -> list[float] | None:
+        assert self._base_rate is not None  # noqa: S101  (a stage has begun)
+        if self.rates == "trained" and self._dev_run and not any(site.rate for site in sites):
+            # One step into a schedule that starts at 0 nothing has been trained yet; the code is tried all the same.
+            self._say("MCDropout: fast_dev_run ends before the schedule drops anything; sampling at the base rates.")
+            return [self._base_rate(site) or _DEV_RUN_RATE for site in sites]
+        if self.rates == "trained":
+            return None
+        if self.rates == "base":
+            return [self._base_rate(site) for site in sites]
+        return [float(self.rates)] * len(sites)
+
+    def _leave_step(self, pl_module: Any, batch: Any) -> None:
+        if self._step is None:
+            return
+        _, dataloader_idx, _ = self._step
+        self._step = None
+        if not self._calls:
+            children = ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
+            raise ValueError(
+                f"Expected the {self._stage} step of {type(pl_module).__name__} to call the module or one of its "
+                f"children, but got no call that could be sampled; name the module that it calls with `module=` in "
+                f"MCDropout, e.g. one of {children}."
+            )
+        if self._stage != "predict":
+            labels = self._labels(batch) if len(self._calls) == 1 else None
+            if len(self._calls) > 1:
+                self._say(
+                    "MCDropout: the module is called several times in a step; keys that need labels are left out."
+                )
+            for prediction, plain in self._calls:
+                for side, one in (("mc", prediction), ("det", plain)):
+                    if one is not None:
+                        metrics = self._metrics.setdefault(dataloader_idx, {})
+                        if side not in metrics:
+                            metrics[side] = PredictiveMetrics(self.task, self.class_dim).to(pl_module.device)
+                        metrics[side].update(one, labels)
+
+    def _labels(self, batch: Any) -> Tensor | None:
+        if self._calls[0][0].task == "raw":
+            return None
+        if callable(self.labels):
+            found = self.labels(batch)
+        elif self.labels == "auto":
+            found = _guess_labels(batch)
+        else:
+            found = _follow(batch, self.labels)
+        if isinstance(found, Tensor) and PredictiveMetrics.fits(self._calls[0][0], found, self.class_dim):
+            return found
+        if self.labels != "auto":
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f'Expected `labels` to lead to the targets of task="{self.task}", but got {shape} for predictions of '
+                f'shape {tuple(self._calls[0][0].mean.shape)}; pass a path such as "1" or a function of the batch.'
+            )
+        self._say("MCDropout: found no labels in the batch; pass `labels=` for accuracy and calibration.")
+        return None
+
+    # --- what comes out ---------------------------------------------------------------------------------------------
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._log(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._log(pl_module)
+
+    def _log(self, pl_module: Any) -> None:
+        if self._stage is None:
+            return
+        stage = "val" if self._stage == "validate" else self._stage
+        for dataloader_idx, sides in self._metrics.items():
+            for side, metrics in sides.items():
+                for name, value in metrics.compute().items():
+                    key = log_keys.comparison_key(stage, side, name, dataloader_idx)
+                    pl_module.log(key, value, sync_dist=True, batch_size=1)  # equal on all ranks: the metric has synced
+
+    def _uncertain_predict_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)  # the loop reads the signature
+        def predict_step(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            outputs = original(*args, **kwargs)
+            if not self._calls:
+                return {"prediction": outputs}  # on_predict_batch_end raises
+            prediction = self._calls[-1][0]
+            return {"prediction": outputs, "mean": prediction.mean, "std": prediction.std} | prediction.uncertainties()
+
+        return predict_step
+
+    def _say(self, line: str) -> None:
+        """Say a line once per stage, on one rank."""
+        if line not in self._said:
+            self._said.add(line)
+            rank_zero_info(line)
+
+
+def _name(root: nn.Module, module: nn.Module | None) -> str:
+    name = next((name for name, other in root.named_modules() if other is module), "")
+    return f'`module="{name}"`'
+
+
+def _schedulers(trainer: Any) -> list[RateScheduler]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, RateScheduler)]
+
+
+def _final_rate(trainer: Any, site: Site) -> float:
+    planned = (scheduler.final_rate(site) for scheduler in _schedulers(trainer))
+    return next((rate for rate in planned if rate is not None), site.rate)
+
+
+def _base_rate(trainer: Any, site: Site) -> float:
+    borrowed = (scheduler.base_rate(site) for scheduler in _schedulers(trainer))
+    return next((rate for rate in borrowed if rate is not None), site.rate)
+
+
+def _guess_labels(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+
+
+def _follow(batch: Any, path: str) -> Any:
+    for part in path.split("."):
+        try:
+            batch = batch[int(part)] if part.isdigit() and isinstance(batch, list | tuple) else batch[part]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(
+                f"Expected `labels` to be a path into the batch, but got {path!r}, which ends at {part!r}; "
+                f"the batch is a {type(batch).__name__}."
+            ) from None
+    return batch

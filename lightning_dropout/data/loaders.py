@@ -1,0 +1,200 @@
+"""What every data module of this room shares: rows chosen from a store, and the loaders over them.
+
+How rows are read and split belongs to the subclasses; nothing is read from disk or downloaded here.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_dropout.data.arguments import check_count
+from lightning_dropout.data.splits import stratified_subset
+
+__all__ = ["Rows", "RowsDataModule", "Store", "strata_of"]
+
+Sample = tuple[Tensor, Tensor]
+
+
+class Store(Protocol):
+    """Anything that turns row numbers ``(batch,)`` into one tensor ``(batch, ...)``: a tensor, or files on disk."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Read the given rows."""
+
+
+class Rows(Dataset[Sample]):
+    """Chosen rows of a store with their targets, transformed a batch at a time.
+
+    A loader asks for all rows of a batch at once, so indexing and transform run once per batch and not once per row.
+    The transform must therefore draw its random numbers per row.
+
+    Args:
+        inputs: Store of all rows.
+        targets: Targets of all rows of the store.
+        rows: The row numbers that belong to this data set, in order.
+        transform: Maps ``(batch, ...)`` to what the model reads; None leaves the rows as they are. A module-level
+            function or an object (no lambda), so that worker processes can receive it.
+
+    Shape:
+        One item is ``(x, y)``: ``x`` without the batch dimension, ``y`` one row of ``targets``.
+
+    Example:
+        >>> rows = Rows(torch.arange(10.0), torch.arange(10), rows=torch.tensor([3, 5]))
+        >>> len(rows), rows[1]
+        (2, (tensor(5.), tensor(5)))
+    """
+
+    def __init__(
+        self, inputs: Store, targets: Tensor, rows: Tensor, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.rows = rows
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[Sample]:
+        """Read several rows at once; PyTorch's loaders call this with the positions of a whole batch."""
+        rows = self.rows[positions]
+        inputs = self.inputs[rows]
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        return list(zip(inputs, self.targets[rows], strict=True))
+
+    def subset(self, positions: Tensor, transform: Callable[[Tensor], Tensor] | None) -> "Rows":
+        """Return the rows at ``positions`` of the same store under another transform."""
+        return Rows(self.inputs, self.targets, self.rows[positions], transform)
+
+
+def strata_of(targets: Tensor) -> Tensor:
+    """Return the class of each row, or one stratum for all rows of real-valued (regression) targets.
+
+    Shape:
+        ``(rows, ...)`` to ``(rows,)``.
+
+    Example:
+        >>> strata_of(torch.tensor([[0.5], [0.7]]))
+        tensor([0, 0])
+    """
+    return torch.zeros(len(targets), dtype=torch.long) if targets.is_floating_point() else targets
+
+
+class RowsDataModule(LightningDataModule):
+    """Loaders over training, validation and test rows, and over a fixed part of the training rows.
+
+    In training ``train_dataloader`` yields shuffled (and, if asked for, augmented) rows. ``val_dataloader`` returns a
+    list: the validation rows, then the *gap rows*, a fixed subset of the training rows without augmentation, as many
+    as there are validation rows (or all, if there are fewer). The difference of the two losses, both in evaluation
+    mode, is the generalisation gap ``val/gap``. Testing and prediction read the test rows.
+
+    Batches are pairs ``(x, y)``. Splits depend on ``seed`` alone, so all processes of a distributed run agree on them;
+    ``setup`` may be called any number of times. Nothing goes into ``hparams``.
+
+    Args:
+        batch_size: Rows per batch and process, at least 1; may exceed the number of rows.
+        num_workers: Worker processes per loader, at least 0; 0 reads in the main process.
+        pin_memory: Whether batches are put into page-locked memory, which speeds up the copy to a GPU.
+        seed: Seed of the splits, at least 0; independent of the seed of the training.
+        gap_loader: Whether ``val_dataloader`` yields the second loader.
+
+    Raises:
+        ValueError: If an argument is out of range; in ``setup``, if a set is empty.
+    """
+
+    train_set: Rows
+    val_set: Rows | None  # None: the subclass was told to keep no validation rows
+    test_set: Rows
+    gap_set: Rows | None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+        gap_loader: bool = True,
+    ) -> None:
+        super().__init__()
+        self.batch_size = check_count(batch_size, "batch_size", minimum=1)
+        self.num_workers = check_count(num_workers, "num_workers", minimum=0)
+        self.pin_memory = pin_memory
+        self.seed = check_count(seed, "seed", minimum=0)
+        self.gap_loader = gap_loader
+        self._is_set_up = False
+
+    @abstractmethod
+    def make_sets(self) -> tuple[Rows, Rows | None, Rows]:
+        """Return training, validation and test rows; called once per process."""
+
+    @abstractmethod
+    def cure_of_empty(self, name: str) -> str:
+        """Say what the user can do when the set ``"training"``, ``"validation"`` or ``"test"`` has no rows."""
+
+    def plain_transform(self) -> Callable[[Tensor], Tensor] | None:
+        """Return the transform without augmentation: what validation, test and gap rows go through."""
+        return None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split the data, whatever the stage: an empty test set should end the run before the training."""
+        if self._is_set_up:
+            return
+        train, val, test = self.make_sets()
+        for name, rows in (("training", train), ("validation", val), ("test", test)):
+            if rows is not None and len(rows) == 0:
+                raise ValueError(
+                    f"Expected the {name} set to have at least one row, but got none; {self.cure_of_empty(name)}."
+                )
+        self.train_set, self.val_set, self.test_set = train, val, test
+        self.gap_set = None
+        if val is not None and self.gap_loader:
+            strata = strata_of(train.targets[train.rows])
+            positions = stratified_subset(strata, min(len(train), len(val)), self.seed)
+            self.gap_set = train.subset(positions, self.plain_transform())
+        self._is_set_up = True
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled training batches; a last batch of one row is left out, since BatchNorm cannot train on it."""
+        self._expect_setup()
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        rows_per_process = -(-len(self.train_set) // processes)  # a distributed sampler pads up to equal parts
+        leaves_one = rows_per_process > self.batch_size and rows_per_process % self.batch_size == 1
+        return self._loader(self.train_set, shuffle=True, drop_last=leaves_one)
+
+    def val_dataloader(self) -> list[DataLoader[Sample]]:
+        """Return ``[validation loader, gap loader]``, without the second if ``gap_loader`` is False."""
+        self._expect_setup()
+        return [self._loader(rows) for rows in (self.val_set, self.gap_set) if rows is not None]
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the test rows in order."""
+        self._expect_setup()
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Return the test rows in order."""
+        return self.test_dataloader()
+
+    def _expect_setup(self) -> None:
+        if not self._is_set_up:
+            raise RuntimeError("Expected `setup` to be called before a loader is asked for; call `setup()` first.")
+
+    def _loader(self, rows: Rows, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Sample]:
+        return DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )

@@ -1,0 +1,154 @@
+"""What wandb keeps once per process: the login, the terminal, the open run. The only file that touches those.
+
+Nothing here may raise because of W&B, ask a question, or leave the environment changed; wandb is imported inside the
+functions, so that a run without W&B does not pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["finish_wandb"]
+
+
+def say(line: str) -> None:
+    """Print one line to stderr, not as a Python warning: under ``python -W error`` that would stop the training."""
+    print(f"W&B: {line}", file=sys.stderr, flush=True)
+
+
+def in_one_line(error: BaseException | str) -> str:
+    """Return the first line of a message, at most 200 characters long, with the type of an error before it."""
+    lines = str(error).strip().splitlines()
+    text = lines[0][:200].rstrip(" .:") if lines else ""
+    if isinstance(error, BaseException):
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text
+
+
+def run_folder(run: Any) -> str:
+    """Return the folder of a run as it can be pasted after ``wandb sync``."""
+    return shlex.quote(str(Path(run.dir).parent.absolute()))
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[list[str]]:
+    """Keep wandb's own lines off the terminal meanwhile, and yield the list that its warnings and errors go to."""
+    import wandb
+
+    class Collector:
+        def info(self, message: str) -> None:
+            pass
+
+        def warning(self, message: str) -> None:
+            collected.append(message)
+
+        error = warning
+
+    collected: list[str] = []
+    settings = wandb.setup().settings
+    wandb.termsetup(settings.model_copy(update={"silent": True}), Collector())
+    try:
+        yield collected
+    finally:
+        wandb.termsetup(settings, None)
+
+
+def mode_of_environment() -> Literal["online", "shared", "offline", "disabled"] | None:
+    """Return what ``WANDB_MODE`` asks for, ``None`` where it is unset or empty.
+
+    Raises:
+        ValueError: If it holds a word that wandb does not know.
+    """
+    word = os.environ.get("WANDB_MODE", "")
+    match word:
+        case "":
+            return None
+        case "online" | "shared" | "offline" | "disabled":
+            return word
+        case "run":
+            return "online"
+        case "dryrun":
+            return "offline"
+    raise ValueError(
+        f"Expected the environment variable `WANDB_MODE` to be online, offline, disabled, shared, run or dryrun, "
+        f"but got {word!r}; unset it to let `mode` decide."
+    )
+
+
+def login_problem() -> str:
+    """Return why this process cannot go online, "" if it has credentials; asks neither the user nor the network."""
+    try:
+        import wandb
+
+        settings = wandb.setup().settings
+        if settings.mode in ("offline", "dryrun", "disabled"):  # wandb.login would only say no
+            return f"`wandb {settings.mode}` was called; `wandb online` undoes it"
+        if "prompt" not in inspect.signature(wandb.login).parameters:  # wandb < 0.30 would ask at a terminal
+            known = bool(wandb.api.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
+        else:
+            # A login that is not silent asks the server for the user's name: 5 s where there is no network.
+            silent, settings.silent = settings.silent, True
+            try:
+                with hushed():
+                    known = wandb.login(prompt=False, verify=False)
+            finally:
+                settings.silent = silent
+    except Exception as error:  # a key of the wrong length, an unreadable netrc, a wandb that cannot be imported
+        return in_one_line(error)
+    return "" if known else "no API key; `wandb login` stores one"
+
+
+def finish_wandb(exit_code: int | None = None) -> None:
+    """Close the run that is open in this process, if there is one; never raise, never wait for long.
+
+    Call it in a ``finally`` after training: without it the next logger of a sweep in one process would find the run
+    still open. Waits for uploads as long as the logger's `finish_timeout` says; if something could not be uploaded, one
+    line says where the run is. Does nothing, and imports nothing, where no run was started (as on other ranks).
+
+    Args:
+        exit_code: 0 marks the run as finished, anything else as failed. Default: failed if it is called while an
+            exception is on its way (in the ``finally`` or ``except`` of a ``try``), else finished.
+
+    Example:
+        >>> try:
+        ...     pass  # trainer.fit(...), trainer.test(...)
+        ... finally:
+        ...     finish_wandb()
+    """
+    wandb = sys.modules.get("wandb")
+    run = getattr(wandb, "run", None)
+    if wandb is None or run is None:
+        return
+    if exit_code is None:
+        error = sys.exc_info()[1]
+        exit_code = int(error is not None and not (isinstance(error, SystemExit) and not error.code))
+    problem = ""
+    try:
+        with hushed() as warnings:
+            run.finish(exit_code=exit_code)
+        if warnings and not run.offline:
+            problem = in_one_line(warnings[0])
+    except TimeoutError as error:  # from `finish_timeout_raises`
+        problem = in_one_line(error)
+    except Exception as error:
+        problem = in_one_line(error)
+        _abandon_service()
+    if problem:
+        say(f"not everything was uploaded ({problem}); it is on disk, upload it with `wandb sync {run_folder(run)}`")
+
+
+def _abandon_service() -> None:
+    # wandb's background process is gone (killed for memory, say). Tearing down fails too, but drops what points at it,
+    # so that the next run of this process starts a new one.
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
+    wandb.run = None

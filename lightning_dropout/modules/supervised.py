@@ -1,0 +1,90 @@
+"""What the package's LightningModules share: optimizers from partials, and the generalisation gap.
+
+Hyper-parameters saved here are plain values. The net and the partials stay out of them, since a checkpoint that holds
+an object cannot be loaded with ``weights_only=True``.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from lightning_dropout import log_keys
+
+__all__ = ["MakeOptimizer", "MakeScheduler", "SupervisedModule"]
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler = Callable[..., LRScheduler]
+
+
+class SupervisedModule(LightningModule):
+    """A net that is trained on (input, target) batches; see :class:`Classifier` and :class:`Regressor`.
+
+    Validation may run over two loaders: the validation set, and a fixed part of the training set. Both are seen in eval
+    mode, so that ``val/gap``, the loss on the first minus the loss on the second, compares like with like.
+
+    Args:
+        net: What maps inputs to outputs.
+        optimizer: Called with the parameters, e.g. ``functools.partial(torch.optim.AdamW, lr=1e-3)``, the default.
+        scheduler: Called with the optimizer and ``total_steps=``, stepped every optimizer step; ``None`` keeps the
+            learning rate.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None) -> None:
+        super().__init__()
+        self.net = net
+        self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
+        self._make_scheduler = scheduler
+        self.val_loss = MeanMetric()
+        self.subset_loss = MeanMetric()  # on the fixed part of the training set, in eval mode
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the mean loss as evaluation reports it."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        x, targets = batch
+        outputs = self(x)
+        (self.subset_loss if dataloader_idx else self.val_loss).update(self.loss(outputs, targets), weight=len(x))
+        if dataloader_idx == 0:
+            self.update_validation(outputs, targets)
+
+    @abstractmethod
+    def update_validation(self, outputs: Any, targets: Tensor) -> None:
+        """Take a batch of the validation set into the metrics."""
+
+    @abstractmethod
+    def log_validation(self) -> None:
+        """Log the metrics of the validation set."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log(log_keys.VAL_LOSS, self.val_loss.compute(), prog_bar=True, sync_dist=True)
+        self.log_validation()
+        if self.subset_loss.update_count:
+            gap = self.val_loss.compute() - self.subset_loss.compute()
+            self.log(log_keys.VAL_GAP, gap, sync_dist=True)
+        self.val_loss.reset()
+        self.subset_loss.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.parameters())
+        if self._make_scheduler is None:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise ValueError(
+                f"Expected a run of known length for the learning-rate schedule, but got {steps} steps; set "
+                "`max_steps` on the trainer, or `scheduler=None`."
+            )
+        scheduler = self._make_scheduler(optimizer, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,79 @@
+"""Test or predict with a checkpoint: ``python scripts/evaluate.py ckpt_path=outputs/<run>/checkpoints/best.ckpt``.
+
+``stage=predict`` writes one row a sample, with the mean, spread and entropies of the passes.
+"""
+
+import json
+import os
+import time
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dropout.configuration import (
+    ConfigError,
+    build,
+    build_each,
+    check_output_dir,
+    check_targets,
+    config_of_checkpoint,
+    fill_missing,
+    quiet_lightning,
+    run_main,
+)
+
+os.environ.setdefault("LIGHTNING_DROPOUT_STAMP", time.strftime("%Y-%m-%d_%H-%M-%S"))
+FROM_DATA = ("input_shape", "num_classes", "num_outputs")  # keys that are ??? in conf/ until the data are known
+
+
+def config_of_run(cfg: DictConfig) -> DictConfig:
+    """Return the config that the checkpoint was trained with, with the changes asked for."""
+    run = config_of_checkpoint(cfg.ckpt_path)
+    run.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})  # one process counts each sample once
+    run.callbacks.learning_rate = None  # logs what only training has
+    changes = {"output_dir": cfg.output_dir}
+    passes = {key: cfg[key] for key in ("num_samples", "rates") if cfg[key] is not None}
+    if run.callbacks.get("mc_dropout") is not None:
+        passes["return_uncertainty"] = cfg.stage == "predict"
+        changes["callbacks"] = {"mc_dropout": passes}
+    elif passes or cfg.stage == "predict":
+        raise ConfigError(
+            "Expected a run with Monte-Carlo dropout, but its config has no callbacks.mc_dropout; train with "
+            "callbacks/mc_dropout=multiclass.",
+            "ckpt_path",
+            cfg.ckpt_path,
+        )
+    return OmegaConf.merge(run, changes, cfg.run)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Run one evaluation."""
+    if cfg.stage not in ("test", "predict"):
+        raise ConfigError("Expected test or predict.", "stage", cfg.stage)
+    run = config_of_run(cfg)
+    check_targets(run, {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]})
+    folder = check_output_dir(cfg.output_dir)
+
+    from lightning.pytorch import seed_everything  # only now: wrong words answer at once
+
+    from lightning_dropout.reports.predictions import check_format, prediction_table, write_table
+
+    check_format(cfg.output)
+    quiet_lightning()
+    seed_everything(run.seed, workers=True, verbose=False)
+    data = build(run, "data")
+    fill_missing(run, ("model", "module"), FROM_DATA, data)
+    module = build(run, "module", net=build(run, "model"))
+    trainer = build(run, "trainer", callbacks=build_each(run, "callbacks"), logger=False)
+    if cfg.stage == "test":
+        metrics = trainer.test(module, data, ckpt_path=cfg.ckpt_path)[0]
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        print(f"Metrics: {folder / 'metrics.json'}")
+    else:
+        batches = trainer.predict(module, data, ckpt_path=cfg.ckpt_path)
+        print(f"Predictions: {write_table(prediction_table(batches), folder / cfg.output)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

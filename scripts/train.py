@@ -1,0 +1,73 @@
+"""Train, test the best checkpoint with Monte-Carlo dropout, log: ``python scripts/train.py model=vit``.
+
+Every word of the command line is a group or a key of ``conf/``. The run folder gets checkpoints, metrics.json, a CSV of
+all metrics and the W&B run. To build classes of your own project, copy this file and call
+``lightning_dropout.configuration.allow_targets("my_project.")`` before ``run_main``.
+"""
+
+import json
+import os
+import time
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_dropout.configuration import (
+    build,
+    build_each,
+    check_output_dir,
+    check_targets,
+    fill_missing,
+    quiet_lightning,
+    redact,
+    run_main,
+)
+
+# Set before Hydra or a launcher starts anything: all ranks and all jobs of a sweep write into one folder.
+os.environ.setdefault("LIGHTNING_DROPOUT_STAMP", time.strftime("%Y-%m-%d_%H-%M-%S"))
+FROM_DATA = ("input_shape", "num_classes", "num_outputs")  # keys that are ??? in conf/ until the data are known
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Run one job."""
+    supplied = {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]}
+    check_targets(cfg, supplied)
+    folder = check_output_dir(cfg.output_dir)
+
+    import torch  # only now: --help and wrong words answer at once
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+    from lightning_dropout.loggers import finish_wandb
+
+    quiet_lightning()
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build(cfg, "data")
+    if rank_zero_only.rank == 0:  # first: missing or corrupt data end the run before a model is built
+        data.prepare_data()
+        data.setup("fit")
+    fill_missing(cfg, ("model", "module"), FROM_DATA, data)
+    module = build(cfg, "module", net=build(cfg, "model"))
+    trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=build_each(cfg, "logger"))
+    if torch.cuda.device_count() > trainer.num_devices:
+        rank_zero_info(f"{torch.cuda.device_count()} GPUs are here, {trainer.num_devices} used: add `trainer=ddp`.")
+    started = time.perf_counter()
+    try:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(redact(cfg))
+        trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        metrics |= trainer.test(module, data, ckpt_path=best)[0]
+    finally:
+        finish_wandb()
+    if rank_zero_only.rank == 0:
+        metrics |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        metrics |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint": best}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        rank_zero_info(f"Run folder: {folder}")
+
+
+if __name__ == "__main__":
+    run_main(main)

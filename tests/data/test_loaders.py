@@ -1,0 +1,231 @@
+"""The loaders that all data modules share."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_dropout.data.loaders import Rows, RowsDataModule, strata_of
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def noisy(x: Tensor) -> Tensor:
+    return 2 * x + torch.rand_like(x)
+
+
+class Line(RowsDataModule):
+    """Row i is the number i, its class i % 2; training rows are doubled with noise, the others doubled."""
+
+    def __init__(self, train: int = 10, val: int | None = 4, test: int = 3, **kwargs: Any) -> None:
+        super().__init__(**{"batch_size": 4, **kwargs})
+        self.sizes = train, val, test
+        self.times_read = 0
+
+    def plain_transform(self) -> Any:
+        return double
+
+    def make_sets(self) -> tuple[Rows, Rows | None, Rows]:
+        self.times_read += 1
+        train, val, test = self.sizes
+        rows = torch.arange(train + (val or 0) + test)
+        x, y = rows.float().unsqueeze(1), rows % 2
+        val_rows = None if val is None else Rows(x, y, rows[train : train + val], double)
+        return Rows(x, y, rows[:train], noisy), val_rows, Rows(x, y, rows[len(rows) - test :], double)
+
+    def cure_of_empty(self, name: str) -> str:
+        return f"give the {name} set rows"
+
+
+def ready(*args: Any, **kwargs: Any) -> Line:
+    data = Line(*args, **kwargs)
+    data.setup("fit")
+    return data
+
+
+def sizes(loader: Any) -> list[int]:
+    return [len(y) for _, y in loader]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "expected"),
+    [
+        (9, 4, [4, 4]),  # 1 left over: left out
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (3, 64, [3]),
+        (1, 64, [1]),  # all there is
+        (4, 1, [1, 1, 1, 1]),  # asked for
+    ],
+)
+def test_last_training_batch(rows: int, batch_size: int, expected: list[int]) -> None:
+    assert sizes(ready(train=rows, batch_size=batch_size).train_dataloader()) == expected
+
+
+@pytest.mark.parametrize(("rows", "drops"), [(17, True), (18, True), (15, False), (20, False)])
+def test_last_training_batch_counts_per_process(rows: int, drops: bool) -> None:
+    data = ready(train=rows)
+    data.trainer = SimpleNamespace(world_size=2)  # 17 and 18 rows: 9 per process, the first time with one repeated
+    assert data.train_dataloader().drop_last is drops
+
+
+def test_evaluation_never_drops_rows() -> None:
+    data = ready(train=9, val=9, test=9)
+    for loader in (*data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        assert sizes(loader) == [4, 4, 1]
+
+
+def test_training_rows_are_shuffled_and_complete() -> None:
+    data = ready(train=40)
+    torch.manual_seed(0)
+    first, second = (torch.cat([x for x, _ in data.train_dataloader()]).div(2).floor() for _ in range(2))
+    assert not first.equal(second)
+    assert first.flatten().sort().values.equal(torch.arange(40.0))
+
+
+def test_second_validation_loader_is_a_fixed_plain_part_of_the_training_rows() -> None:
+    data = ready(train=30, val=10)
+    val, gap = data.val_dataloader()
+    assert torch.cat([x for x, _ in val]).flatten().tolist() == [2.0 * i for i in range(30, 40)]
+    seen = torch.cat([x for x, _ in gap]).flatten() / 2
+    assert len(seen) == 10
+    assert set(seen.tolist()) <= set(range(30))  # training rows, and exact: without the noise of training
+    assert int((seen % 2).sum()) == 5  # stratified
+    assert torch.cat([x for x, _ in gap]).flatten().div(2).equal(seen)
+    torch.manual_seed(99)
+    assert ready(train=30, val=10).gap_set.rows.equal(data.gap_set.rows)
+    assert not ready(train=30, val=10, seed=1).gap_set.rows.equal(data.gap_set.rows)
+
+
+def test_second_validation_loader_takes_all_training_rows_if_they_are_few() -> None:
+    assert len(ready(train=3, val=10).gap_set) == 3
+
+
+def test_second_validation_loader_can_be_switched_off() -> None:
+    data = ready(gap_loader=False)
+    assert data.gap_set is None
+    assert len(data.val_dataloader()) == 1
+
+
+def test_no_validation_rows_on_purpose() -> None:
+    data = ready(val=None)
+    assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(("name", "argument"), [("training", "train"), ("validation", "val"), ("test", "test")])
+@pytest.mark.parametrize("stage", ["fit", "test", None])
+def test_empty_set_is_an_error_at_any_stage(name: str, argument: str, stage: str | None) -> None:
+    data = Line(**{argument: 0})
+    with pytest.raises(ValueError, match=f"Expected the {name} set to have .* none; give the {name} set rows"):
+        data.setup(stage)
+
+
+def test_setup_reads_once() -> None:
+    data = ready()
+    rows = data.train_set
+    data.setup("test")
+    assert data.times_read == 1
+    assert data.train_set is rows
+
+
+def test_loader_before_setup() -> None:
+    for name in ("train", "val", "test", "predict"):
+        with pytest.raises(RuntimeError, match="call `setup"):
+            getattr(Line(), f"{name}_dataloader")()
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"num_workers": -1}, {"seed": -1}, {"batch_size": 2.5}])
+def test_bad_arguments(argument: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(argument))}` to be a whole number"):
+        Line(**argument)
+
+
+def test_worker_processes_read_the_same() -> None:
+    plain, workers = ready(), ready(num_workers=1)
+    assert workers.val_dataloader()[0].persistent_workers
+    assert not plain.val_dataloader()[0].persistent_workers
+    for expected, loader in zip(plain.val_dataloader(), workers.val_dataloader(), strict=True):
+        assert torch.cat([x for x, _ in loader]).equal(torch.cat([x for x, _ in expected]))
+
+
+def test_rows_survive_the_way_to_a_worker() -> None:
+    data = ready()
+    copied = pickle.loads(pickle.dumps(data.val_set))
+    assert copied[1][0].equal(data.val_set[1][0])
+    assert len(copy.deepcopy(data).train_set) == 10
+
+
+def test_transform_runs_once_per_batch_and_a_plain_loader_can_read_rows() -> None:
+    calls = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x + 1
+
+    rows = Rows(torch.arange(10.0).unsqueeze(1), torch.arange(10), torch.tensor([7, 3, 5]), counted)
+    ((x, y),) = DataLoader(rows, batch_size=8)
+    assert calls == [3]
+    assert x.tolist() == [[8.0], [4.0], [6.0]]
+    assert y.tolist() == [7, 3, 5]
+    assert rows[1][0].tolist() == [4.0]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_strata() -> None:
+    assert strata_of(torch.tensor([2, 0])).tolist() == [2, 0]
+    assert strata_of(torch.rand(3, 2)).tolist() == [0, 0, 0]
+
+
+def test_nothing_goes_into_hyper_parameters() -> None:
+    assert dict(ready().hparams) == {}
+
+
+class Probe(pl.LightningModule):
+    """Notes which batch came from which validation loader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 2)
+        self.seen: dict[int, list[float]] = {0: [], 1: []}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.seen[dataloader_idx] += batch[0].flatten().tolist()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen[2] = batch[0].flatten().tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
+def test_a_trainer_gets_both_validation_loaders() -> None:
+    trainer = pl.Trainer(
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model, data = Probe(), Line()
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    assert model.seen[0] == [20.0, 22.0, 24.0, 26.0]
+    assert len(model.seen[1]) == 4
+    assert max(model.seen[1]) <= 18
+    assert model.seen[2] == [28.0, 30.0, 32.0]

@@ -1,0 +1,176 @@
+"""scripts/train.py: what a run leaves behind, and what a wrong word costs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+QUIET = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
+SHORT = [*QUIET, "trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=1"]
+
+pytestmark = pytest.mark.filterwarnings(
+    # Lightning's own words about a run of three batches.
+    "ignore:The number of training batches",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+Run = Callable[..., int]
+
+
+def test_a_run_leaves_checkpoint_metrics_csv_and_wandb_run_that_agree(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script("train", "model=vit", "callbacks.mc_dropout.num_samples=3", *SHORT) == 0
+    printed = capsys.readouterr()
+    folder = tmp_path / "outputs" / "stamp"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"test/accuracy", "test/mc/nll", "test/det/nll", "test/mc/mutual_information", "val/gap"} <= metrics.keys()
+    assert metrics["test/loss"] == pytest.approx(metrics["test/mc/nll"], abs=1e-5)  # the step saw the mean predictive
+    assert metrics["epochs"] == 2
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = {key: float(value) for row in rows for key, value in row.items() if value}
+    for key in ("test/accuracy", "test/mc/nll", "val/loss", "val/gap"):
+        assert last[key] == pytest.approx(metrics[key], abs=1e-6)
+    rates = [float(row["dropout/max"]) for row in rows if row.get("dropout/max")]
+    assert rates == pytest.approx([0.1 * step / 6 for step in range(6)])
+    assert f"{metrics['test/mc/nll']:.6f}"[:7] in printed.out
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert set(checkpoint["hyper_parameters"]) == {"num_classes", "label_smoothing"}
+    assert list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert "wandb sync" in printed.err + printed.out
+    assert (folder / ".hydra" / "config.yaml").is_file()
+
+
+WRONG = {
+    "a model that does not exist": (["model=vti"], ["model=vti", "vit"]),
+    "a key that does not exist": (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
+    "a rate above 1": (["model.p=1.5"], ["model.p=1.5", "[0, 1]"]),
+    "a rate above 1 of paths": (["model.drop_path=1.5"], ["model.drop_path=1.5", "[0, 1]"]),
+    "no number": (["model.p=nan"], ["model.p=nan", "[0, 1]"]),
+    "a word": (["model.p=abc"], ["model.p=abc", "float"]),
+    "no passes": (["callbacks.mc_dropout.num_samples=0"], ["callbacks.mc_dropout.num_samples=0", "at least 1"]),
+    "a folder that is not there": (["data=cifar10", "data.root=/nowhere"], ["/nowhere", "data.root"]),
+    "an unknown argument": (["+model.drop_rate=0.1"], ["model.drop_rate", "drop_path"]),
+    "a secret in the open": (["+logger.wandb.api_key=abc"], ["api_key", "WANDB_API_KEY"]),
+    "no such checkpoint": (["ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
+    "an unknown experiment": (["experiment=vit_digit"], ["vit_digit", "vit_digits"]),
+    "a value missing": (["data=cifar10"], ["data.root"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_word_costs_one_readable_line(run_script: Run, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, words = WRONG[case]
+    started = time.perf_counter()
+    assert run_script("train", *QUIET, "logger=csv", *arguments) == 2
+    assert time.perf_counter() - started < 30
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "Traceback" not in printed.err + printed.out
+    for word in words:
+        assert word in lines[0]
+
+
+def test_an_unknown_key_in_a_file_is_found(run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(
+        "_target_: lightning_dropout.models.Net\ninput_shape: ???\nnum_classes: ???\ndropout: 0.1\n"
+    )
+    assert run_script("train", f"hydra.searchpath=[file://{tmp_path}/conf]", "model=mine") == 2
+    assert "error: model.dropout=0.1: " in capsys.readouterr().err
+
+
+def test_an_empty_test_set_is_named(run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pytest.importorskip("PIL.Image")
+    for part, count in (("train", 4), ("test", 0)):
+        for name in ("a", "b"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                images.new("RGB", (8, 8)).save(tmp_path / "images" / part / name / f"{index}.png")
+    assert run_script("train", *QUIET, "model=net", "data=image_folder", f"data.root={tmp_path}/images") == 2
+    error = capsys.readouterr().err
+    assert "test" in error
+    assert str(tmp_path / "images") in error
+
+
+def test_a_corrupt_image_is_named(run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pytest.importorskip("PIL.Image")
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(8):
+                images.new("RGB", (8, 8)).save(tmp_path / "images" / part / name / f"{index}.png")
+    (tmp_path / "images" / "train" / "b" / "3.png").write_bytes(b"no image")
+    assert run_script("train", *QUIET, "model=net", "data=image_folder", f"data.root={tmp_path}/images") == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1
+    assert str(tmp_path / "images" / "train" / "b" / "3.png") in error
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")  # works for root too, whom permissions do not stop
+    assert run_script("train", *QUIET, f"hydra.run.dir={tmp_path}/file/run") == 2
+    error = capsys.readouterr().err
+    assert "hydra.run.dir" in error
+    assert "Traceback" not in error
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.mark.slow
+def test_help_and_wrong_words_answer_at_once(tmp_path: Path) -> None:
+    python(str(SCRIPT), "--help", cwd=tmp_path)  # once to compile
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert "model: mlp, net, resnet, vit" in python(str(SCRIPT), "--help", cwd=tmp_path).stdout
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1.5
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(tmp_path: Path) -> None:
+    done = python(str(SCRIPT), "model=net", "trainer=ddp_sim", *SHORT[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((folder / "csv").glob("metrics.csv"))) == 1
+
+
+@pytest.mark.slow
+def test_a_multirun_is_one_folder_and_one_group(tmp_path: Path) -> None:
+    done = python(str(SCRIPT), "-m", "model=net,mlp", "trainer=ddp_sim", *SHORT[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    runs = sorted(path.parent for path in sweep.glob("*/metrics.json"))
+    assert [run.name for run in runs] == ["0", "1"]
+    assert not (tmp_path / "outputs").exists()
+    groups = set()
+    for run in runs:
+        (recorded,) = (run / "wandb").glob("offline-run-*")
+        shown = subprocess.run(
+            [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(recorded)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        groups |= {line for line in shown.stdout.splitlines() if f'"{sweep.name}"' in line and "group" in line}
+    assert groups, "no run names the sweep as its group"

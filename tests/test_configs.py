@@ -1,0 +1,120 @@
+"""Every option of every group: checked, composed, and trained for one batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dropout.configuration import build, build_each, check_targets, fill_missing
+
+CONF = Path(__file__).parent.parent / "conf"
+FROM_DATA = ("input_shape", "num_classes", "num_outputs")
+SUPPLIED = {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]}
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+GROUPS = sorted(str(path.relative_to(CONF).parent) for path in CONF.glob("**/*.yaml") if path.parent != CONF)
+OPTIONS = [
+    (group, path.stem)
+    for group in sorted(set(GROUPS) - {"hydra", "experiment"})
+    for path in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+def compose_train(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> DictConfig:
+    monkeypatch.setenv("LIGHTNING_DROPOUT_STAMP", "test")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"output_dir={folder}", *overrides])
+
+
+def fast_dev_run(cfg: DictConfig) -> Any:
+    """Do what scripts/train.py does, for one batch of each stage."""
+    check_targets(cfg, SUPPLIED)
+    data = build(cfg, "data")
+    fill_missing(cfg, ("model", "module"), FROM_DATA, data)
+    module = build(cfg, "module", net=build(cfg, "model"))
+    trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=False)
+    trainer.fit(module, data)
+    return trainer.test(module, data)[0]
+
+
+FAST = [
+    "trainer.accelerator=cpu",
+    "trainer.fast_dev_run=true",
+    "trainer.enable_progress_bar=false",
+    "trainer.enable_model_summary=false",
+    "callbacks.learning_rate=null",  # needs a logger
+    "logger=csv",
+]
+
+
+@pytest.fixture
+def few_images(tmp_path: Path) -> Path:
+    """Two random images of each class, in the layout of an image folder."""
+    image = pytest.importorskip("PIL.Image")
+    numpy = pytest.importorskip("numpy")
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    generator = numpy.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in names:
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for index in range(4):
+                pixels = generator.integers(0, 255, (32, 32, 3), dtype="uint8")
+                image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_fits_the_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_images: Path, group: str, option: str
+) -> None:
+    overrides = [f"{group}={option}"]
+    if group == "data" and option in ("cifar10", "image_folder"):
+        overrides.append(f"data.root={few_images}")
+    cfg = compose_train(monkeypatch, tmp_path, *overrides)
+    check_targets(cfg, SUPPLIED)
+    if group.startswith("callbacks") or group == "data":
+        assert build_each(cfg, group.split("/")[0])
+
+
+@pytest.mark.parametrize("model", ["net", "mlp", "resnet", "vit"])
+def test_every_model_runs_on_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
+    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, f"model={model}", "data=digits", *FAST))
+    assert {"test/accuracy", "test/mc/nll", "test/det/nll"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_images: Path, experiment: str
+) -> None:
+    overrides = [f"experiment={experiment}", *FAST]
+    if "cifar10" in experiment:
+        overrides.append(f"data.root={few_images}")
+    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, *overrides))
+    assert any(key.startswith("test/mc/") for key in metrics)
+
+
+@pytest.mark.parametrize("dropout", ["zero", "constant", "early"])
+def test_every_job_of_the_overfitting_multirun_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dropout: str
+) -> None:
+    cfg = compose_train(monkeypatch, tmp_path, "experiment=overfit_digits", f"callbacks/dropout={dropout}", *FAST)
+    assert cfg.callbacks.mc_dropout.rates == "base"
+    assert fast_dev_run(cfg)
+
+
+def test_defaults_of_config_and_python_agree_on_no_key_that_nothing_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cfg = compose_train(monkeypatch, tmp_path)
+    OmegaConf.update(cfg, "callbacks.mc_dropout.num_sample", 3, force_add=True)
+    with pytest.raises(ValueError, match=r"callbacks\.mc_dropout\.num_sample.*num_samples"):
+        check_targets(cfg, SUPPLIED)
+
+
+def test_the_multirun_covers_three_ways_and_two_lengths() -> None:
+    sweep = OmegaConf.load(CONF / "experiment" / "overfit_digits.yaml").hydra.sweeper.params
+    assert dict(sweep) == {"callbacks/dropout": "zero,constant,early", "trainer.max_epochs": "30,150"}
