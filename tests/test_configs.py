@@ -47,6 +47,8 @@ FAST = [
     "trainer.enable_model_summary=false",
     "callbacks.learning_rate=null",  # needs a logger
     "logger=csv",
+    "data.batch_size=8",
+    "callbacks.mc_dropout.num_samples=3",
 ]
 
 

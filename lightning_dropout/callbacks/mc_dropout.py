@@ -6,25 +6,28 @@ inside each call only (``sampling``), so no hook, exception or interrupt can lea
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_dropout import log_keys
 from lightning_dropout.callbacks.any_callback import AnyCallback
-from lightning_dropout.callbacks.rate_scheduler import RateScheduler
+from lightning_dropout.callbacks.batch_labels import labels_of
+from lightning_dropout.callbacks.rate_scheduler import schedulers_of
 from lightning_dropout.metrics.predictive import PredictiveMetrics
 from lightning_dropout.probability import check_probability
 from lightning_dropout.sampling.prediction import MCPrediction, Statistics, Task, check_outputs, check_task
+from lightning_dropout.sampling.randomness import derive_seed
 from lightning_dropout.sampling.sample import DEFAULT_KINDS, check_num_samples, draw_passes
 from lightning_dropout.sites import Kind, Site, find_sites
 
 __all__ = ["MCDropout"]
 
 Stage = Literal["test", "predict", "validate"]
-_LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 _ABSENT = object()
 _DEV_RUN_RATE = 0.1
 
@@ -46,8 +49,8 @@ class MCDropout(AnyCallback):
             never the validation inside a fit).
         module: ``"auto"``, or the dotted name of the one submodule whose call is sampled (``""``: the module itself).
         labels: Where a batch holds its labels: ``"auto"`` (``batch[1]``, or the keys labels, label, y, target), a
-            dotted path such as ``"1"`` or ``"target.class"``, or a function of the batch. Without labels only the keys
-            that need none are logged.
+            dotted path such as ``"1"`` or ``"target.class"``, or a function of the batch. If a batch has none, only
+            the keys that need none are logged.
         rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint; ``"base"``: those that the
             model was built with; a number: one probability for every site.
         compare: Whether to run each batch once without dropout, for ``det/*``.
@@ -91,6 +94,7 @@ class MCDropout(AnyCallback):
         super().__init__()
         check_num_samples(num_samples)
         check_task(task)
+        derive_seed(seed)  # raises unless it is a whole number
         if isinstance(stages, str) or not stages or set(stages) - set(get_args(Stage)):
             raise ValueError(
                 f"Expected `stages` to list some of {', '.join(get_args(Stage))}, but got {stages!r}; "
@@ -102,10 +106,12 @@ class MCDropout(AnyCallback):
         self.module = module
         self.labels = labels
         self.rates = rates if rates in ("trained", "base") else check_probability(rates, "rates")
+        if self.rates == 0.0:
+            raise ValueError(f"Expected `rates` above 0, where passes differ, but got {rates!r}; e.g. `rates=0.1`.")
         self.compare = compare
         self.sites = sites
         self.exclude = exclude
-        self.kinds = tuple(kinds)
+        self.kinds = kinds
         self.class_dim = class_dim
         self.seed = seed
         self.return_uncertainty = return_uncertainty
@@ -130,6 +136,11 @@ class MCDropout(AnyCallback):
             raise ValueError(
                 f"Expected rates above 0 at the end of training, but got 0 at all {len(found)} sites, where "
                 'Monte-Carlo dropout would sample nothing; pass `rates="base"` or e.g. `rates=0.1` to MCDropout.'
+            )
+        if self.rates == "base" and not any(_base_rate(trainer, site) for site in found):
+            raise ValueError(
+                f"Expected a model built with rates above 0, but got 0 at all {len(found)} sites, where Monte-Carlo "
+                'dropout would sample nothing; pass `rates="trained"` or e.g. `rates=0.1` to MCDropout.'
             )
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
@@ -165,8 +176,13 @@ class MCDropout(AnyCallback):
         # Asked at each call, not now: a scheduler that comes later in the list has yet to bring the trained rates back.
         self._base_rate = functools.partial(_base_rate, trainer)
         self._dev_run = bool(trainer.fast_dev_run)
-        for target in self._targets(pl_module):
-            self._patch(target, "forward", self._sampled_forward(pl_module, target))
+        targets = self._targets(pl_module)
+        for target in targets:
+            self._patch_forward(target, self._sampled_forward(trainer, pl_module, target))
+        if self.module == "auto":
+            for child in pl_module.children():
+                if child not in targets and not isinstance(child, Metric) and any(True for _ in child.parameters()):
+                    self._patch_forward(child, self._refusing_forward(trainer, pl_module, child))
         if stage == "predict" and self.return_uncertainty:
             self._patch(pl_module, "predict_step", self._uncertain_predict_step(pl_module.predict_step))
         self._stage = stage
@@ -189,23 +205,26 @@ class MCDropout(AnyCallback):
 
     def _targets(self, pl_module: Any) -> list[nn.Module]:
         holders = {id(site.holder) for site in self._found}
-        candidates = {
-            name: child
-            for name, child in pl_module.named_children()
-            if any(id(part) in holders for part in child.modules())
+        dropping = {
+            name: part
+            for name, part in pl_module.named_modules()
+            if any(id(inner) in holders for inner in part.modules())
         }
+        children = {name: child for name, child in pl_module.named_children() if name in dropping}
         if self.module == "auto":
-            return [pl_module, *candidates.values()]
-        try:
-            target: nn.Module = pl_module.get_submodule(self.module)
-        except AttributeError:
+            return [pl_module, *children.values()]
+        if self.module not in dropping:
             raise ValueError(
-                f"Expected `module` to name a part of {type(pl_module).__name__}, but got {self.module!r}; "
-                f"those that drop are: {', '.join(candidates) or 'none of its children'}."
-            ) from None
-        return [target]
+                f"Expected `module` to name a part of {type(pl_module).__name__} that drops, but got {self.module!r}; "
+                f'those that do are: {", ".join(children)} ("" is the module itself).'
+            )
+        return [dropping[self.module]]
 
-    def _patch(self, owner: Any, name: str, value: Any) -> None:
+    def _patch_forward(self, owner: nn.Module, forward: Callable[..., Any]) -> None:
+        # Around compiled code, never part of it: the compiler can follow neither seeds nor flags.
+        self._patch(owner, "forward", torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
+
+    def _patch(self, owner: nn.Module, name: str, value: Callable[..., Any]) -> None:
         self._patched.append((owner, name, owner.__dict__.get(name, _ABSENT)))
         owner.__dict__[name] = value
 
@@ -246,19 +265,16 @@ class MCDropout(AnyCallback):
             self._step = (trainer.global_rank, dataloader_idx, batch_idx)
             self._calls, self._outermost = [], None
 
-    def _sampled_forward(self, pl_module: nn.Module, target: nn.Module) -> Callable[..., Any]:
+    def _sampled_forward(self, trainer: Any, pl_module: nn.Module, target: nn.Module) -> Callable[..., Any]:
         original = target.forward
         parts = {id(part) for part in target.modules()}
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # No functools.wraps: it would copy a compiled forward's markers, and the compiler would pass us by.
-            if self._step is None or self._sampling:
+            if not self._samples(trainer):
                 return original(*args, **kwargs)
             if self._outermost not in (None, target):
-                raise ValueError(
-                    f"Expected one module to be called in a step, but got {_name(pl_module, self._outermost)} and then "
-                    f"{_name(pl_module, target)}; name the one to sample with `module=` in MCDropout."
-                )
+                self._refuse_second(pl_module, target)
             self._outermost = target
             sites = [site for site in self._found if id(site.holder) in parts]
             self._sampling = True
@@ -268,6 +284,28 @@ class MCDropout(AnyCallback):
                 self._sampling = False
 
         return forward
+
+    def _refusing_forward(self, trainer: Any, pl_module: nn.Module, child: nn.Module) -> Callable[..., Any]:
+        """Wrap a child that drops nothing: behind the sampled one it would go on with the mean of its features."""
+        original = child.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._samples(trainer) and self._outermost not in (None, pl_module):
+                self._refuse_second(pl_module, child)
+            return original(*args, **kwargs)
+
+        return forward
+
+    def _samples(self, trainer: Any) -> bool:
+        """Tell whether a call is one of the step's own; after an error that another callback made worse, none is."""
+        return self._step is not None and not self._sampling and not trainer.interrupted
+
+    def _refuse_second(self, pl_module: nn.Module, second: nn.Module) -> None:
+        raise ValueError(
+            f"Expected one module to be called in a step, but got {_name(pl_module, self._outermost)} and then "
+            f"{_name(pl_module, second)}; put both into `forward` and call that in the step, or name the one whose "
+            'output is the prediction with `module=` in MCDropout ("" is the module itself).'
+        )
 
     def _sample(self, pl_module: nn.Module, sites: Sequence[Site], call: Callable[[], Any], inputs: Any) -> Any:
         assert self._step is not None  # noqa: S101  (the wrapper has looked)
@@ -312,11 +350,11 @@ class MCDropout(AnyCallback):
         _, dataloader_idx, _ = self._step
         self._step = None
         if not self._calls:
-            children = ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
+            sites = ", ".join(site.name for site in self._found[:3]) + (", ..." if len(self._found) > 3 else "")
             raise ValueError(
-                f"Expected the {self._stage} step of {type(pl_module).__name__} to call the module or one of its "
-                f"children, but got no call that could be sampled; name the module that it calls with `module=` in "
-                f"MCDropout, e.g. one of {children}."
+                f"Expected the {self._stage} step of {type(pl_module).__name__} to call the module itself or one of "
+                "its children, but got no call that could be sampled; name the part that the step calls with "
+                f"`module=` in MCDropout (what drops: {sites})."
             )
         if self._stage != "predict":
             labels = self._labels(batch) if len(self._calls) == 1 else None
@@ -335,12 +373,7 @@ class MCDropout(AnyCallback):
     def _labels(self, batch: Any) -> Tensor | None:
         if self._calls[0][0].task == "raw":
             return None
-        if callable(self.labels):
-            found = self.labels(batch)
-        elif self.labels == "auto":
-            found = _guess_labels(batch)
-        else:
-            found = _follow(batch, self.labels)
+        found = labels_of(batch, self.labels)
         if isinstance(found, Tensor) and PredictiveMetrics.fits(self._calls[0][0], found, self.class_dim):
             return found
         if self.labels != "auto":
@@ -368,7 +401,8 @@ class MCDropout(AnyCallback):
             for side, metrics in sides.items():
                 for name, value in metrics.compute().items():
                     key = log_keys.comparison_key(stage, side, name, dataloader_idx)
-                    pl_module.log(key, value, sync_dist=True, batch_size=1)  # equal on all ranks: the metric has synced
+                    # equal on all ranks, since the metric has synced; the key says which loader
+                    pl_module.log(key, value, sync_dist=True, batch_size=1, add_dataloader_idx=False)
 
     def _uncertain_predict_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)  # the loop reads the signature
@@ -376,7 +410,12 @@ class MCDropout(AnyCallback):
             outputs = original(*args, **kwargs)
             if not self._calls:
                 return {"prediction": outputs}  # on_predict_batch_end raises
-            prediction = self._calls[-1][0]
+            if len(self._calls) > 1:
+                raise ValueError(
+                    f"Expected one call in a predict step, whose uncertainty it returns, but got {len(self._calls)}; "
+                    "call the module once, or leave `return_uncertainty` out."
+                )
+            prediction = self._calls[0][0]
             return {"prediction": outputs, "mean": prediction.mean, "std": prediction.std} | prediction.uncertainties()
 
         return predict_step
@@ -393,33 +432,11 @@ def _name(root: nn.Module, module: nn.Module | None) -> str:
     return f'`module="{name}"`'
 
 
-def _schedulers(trainer: Any) -> list[RateScheduler]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, RateScheduler)]
-
-
 def _final_rate(trainer: Any, site: Site) -> float:
-    planned = (scheduler.final_rate(site) for scheduler in _schedulers(trainer))
+    planned = (scheduler.final_rate(trainer, site) for scheduler in schedulers_of(trainer))
     return next((rate for rate in planned if rate is not None), site.rate)
 
 
 def _base_rate(trainer: Any, site: Site) -> float:
-    borrowed = (scheduler.base_rate(site) for scheduler in _schedulers(trainer))
+    borrowed = (scheduler.base_rate(site) for scheduler in schedulers_of(trainer))
     return next((rate for rate in borrowed if rate is not None), site.rate)
-
-
-def _guess_labels(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-
-
-def _follow(batch: Any, path: str) -> Any:
-    for part in path.split("."):
-        try:
-            batch = batch[int(part)] if part.isdigit() and isinstance(batch, list | tuple) else batch[part]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"Expected `labels` to be a path into the batch, but got {path!r}, which ends at {part!r}; "
-                f"the batch is a {type(batch).__name__}."
-            ) from None
-    return batch

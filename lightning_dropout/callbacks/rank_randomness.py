@@ -25,6 +25,9 @@ class RankRandomness(AnyCallback):
     Args:
         seed: What the ranks' seeds follow from; ``None`` takes the seed of ``seed_everything``, or torch's own.
 
+    Raises:
+        ValueError: If ``seed`` is no whole number.
+
     Source:
         All ranks drawing equal masks: huggingface/transformers issue 31412.
 
@@ -35,6 +38,8 @@ class RankRandomness(AnyCallback):
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
+        if seed is not None:
+            derive_seed(seed)  # raises unless it is a whole number
         self.seed = seed
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -9,6 +9,7 @@ import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Union
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,10 +22,11 @@ from lightning_dropout.probability import check_probability
 from lightning_dropout.schedules import Constant, Schedule
 from lightning_dropout.sites import Kind, Site, find_sites, matches, sites_of
 
-__all__ = ["RateScheduler", "Rates"]
+__all__ = ["RateScheduler", "Rates", "schedulers_of"]
 
 Rates = Union[float, Schedule, Mapping[str, Union[float, Schedule]], None]  # noqa: UP007  (jsonargparse reads it)
 _STATE_VERSION = 1
+_OVERALL = ("mean", "min", "max")  # logged over all sites, so no group may be called so
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ class RateScheduler(AnyCallback):
             if not given:
                 raise ValueError(f"Expected `{self._argument}` to map at least one pattern, but got an empty mapping.")
             plan = [(_group_name(str(key)), str(key), value) for key, value in given.items()]
+        names = [group for group, _, _ in plan]
+        taken = [group for group in names if group in _OVERALL or (group and names.count(group) > 1)]
+        if taken:
+            raise ValueError(
+                f"Expected a log key of its own for each group, but `{self.prefix}/{taken[0]}` would be taken twice; "
+                "choose another `name` or pattern."
+            )
         self._plan = [(group, pattern, self._schedule(value)) for group, pattern, value in plan]
         self._exclude = exclude
         self._clock = clock
@@ -123,9 +132,10 @@ class RateScheduler(AnyCallback):
                 rate = value * factor
                 if site.rate != rate:
                     site.rate = rate
-        if trainer.fast_dev_run or (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0:
-            # Only when Lightning writes to the loggers: a log call costs more than setting a hundred rates.
-            pl_module.log_dict(self._effective_rates(), on_step=True, on_epoch=False, batch_size=1)
+        if trainer.fast_dev_run or trainer._logger_connector.should_update_logs:
+            # Only when Lightning writes to the loggers: a log call costs more than setting a hundred rates. Its own
+            # word for when, since `global_step` counts the steps of every optimizer.
+            pl_module.log_dict(self._effective_rates(trainer), on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._groups:  # inside fit the current rates stand
@@ -147,15 +157,20 @@ class RateScheduler(AnyCallback):
         """Return the rate that the model was built with; ``None`` while this scheduler has not changed it."""
         return next((rate for other, rate in self._borrowed if other.key == site.key), None)
 
-    def final_rate(self, site: Site) -> float | None:
-        """Return the rate at which training leaves ``site``; ``None`` where this scheduler does not drive it."""
+    def final_rate(self, trainer: Any, site: Site) -> float | None:
+        """Return the rate to which the fit brings ``site``; ``None`` where this scheduler does not drive it."""
         if site.kind in self.kinds and not matches(site.name, self._exclude):
             for _, pattern, schedule in self._plan:
                 if matches(site.name, pattern):
                     base = self.base_rate(site)
                     unit = 1.0 if self._argument == "rate" else site.rate if base is None else base
-                    return float(schedule(1.0)) * unit
+                    return float(schedule(self._final_progress(trainer))) * unit
         return None
+
+    def _final_progress(self, trainer: Any) -> float:
+        length = self._clock.measure(trainer)
+        nothing_runs = length.steps == 0
+        return 1.0 if trainer.fast_dev_run or nothing_runs else self._clock.window(length, Fraction(1))
 
     def _schedule(self, value: object) -> Schedule:
         if not isinstance(value, Schedule):
@@ -213,11 +228,9 @@ class RateScheduler(AnyCallback):
                         f"`{site.name}`; make them exclude each other."
                     )
                 mine[site.key] = site
-        for other in trainer.callbacks:
-            if other is self or not isinstance(other, RateScheduler):
-                continue
+        for other in schedulers_of(trainer):
             taken = [site for group in other._groups for site in group.sites if site.key in mine]
-            if taken:
+            if other is not self and taken:
                 raise ValueError(
                     f"Expected one scheduler for each site, but got `{taken[0].name}` in both {other.state_key} and "
                     f"{self.state_key}; narrow their `sites`."
@@ -235,12 +248,13 @@ class RateScheduler(AnyCallback):
                         "before `fit`, or leave the site out with `exclude`."
                     )
 
-    def _effective_rates(self) -> dict[str, float]:
-        rates = [[site.effective_rate for site in group.sites] for group in self._groups]
-        everything = [rate for group in rates for rate in group]
-        values = {"mean": sum(everything) / len(everything), "min": min(everything), "max": max(everything)}
+    def _effective_rates(self, trainer: Any) -> dict[str, float]:
+        """Return what the modules drop with: over all sites of this family, and in each group of this scheduler."""
+        family = [group for other in schedulers_of(trainer) if other.prefix == self.prefix for group in other._groups]
+        everything = [site.effective_rate for group in family for site in group.sites]
+        values = {"mean": _mean(everything), "min": min(everything), "max": max(everything)}
         values |= {
-            group.name: sum(own) / len(own) for group, own in zip(self._groups, rates, strict=True) if group.name
+            group.name: _mean([site.effective_rate for site in group.sites]) for group in self._groups if group.name
         }
         return {log_keys.rate_key(self.prefix, name): value for name, value in values.items()}
 
@@ -269,6 +283,15 @@ class RateScheduler(AnyCallback):
         for site, rate in self._borrowed:
             site.rate = rate
         self._borrowed, self._groups = [], []
+
+
+def schedulers_of(trainer: Any) -> list[RateScheduler]:
+    """Return the rate schedulers among the callbacks of ``trainer``, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RateScheduler)]
+
+
+def _mean(rates: Sequence[float]) -> float:
+    return sum(rates) / len(rates)
 
 
 def _group_name(pattern: str) -> str:

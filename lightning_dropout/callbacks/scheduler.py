@@ -3,6 +3,7 @@
 Only arguments and what is particular to a family of sites; how a rate reaches a module is ``rate_scheduler.py``'s.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal, Union, get_args
 
@@ -79,7 +80,9 @@ class StochasticDepthScheduler(RateScheduler):
         sites: Glob pattern or patterns of the sites to drive.
         exclude: Patterns to leave alone.
         depth_rule: Under ``rate``: ``"keep"`` and ``"uniform"`` give every site the schedule's value, ``"linear"``
-            gives site i of L the share i / (L - 1), so that the first keeps everything and the deepest gets the value.
+            gives block i of L the share i / (L - 1), so that the first keeps everything and the deepest gets the value.
+            Sites with one name up to its last number are of one block: ``blocks.3.drop_path1``,
+            ``blocks.3.drop_path2``.
         unit: ``"step"`` or ``"epoch"``.
         begin: Where the schedule's progress 0 lies: ``"10ep"``, ``"500step"`` or a fraction of the run.
         end: Where progress 1 lies.
@@ -129,6 +132,19 @@ class StochasticDepthScheduler(RateScheduler):
         super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name)
 
     def _factors(self, sites: Sequence[Site]) -> list[float]:
-        if self._depth_rule == "linear":
-            return list(depth_rates(1.0, len(sites), rule="linear"))
-        return super()._factors(sites)
+        if self._depth_rule != "linear":
+            return super()._factors(sites)
+        blocks = dict.fromkeys(_block(site) for site in sites)
+        if len(blocks) == 1:
+            raise ValueError(
+                f'Expected at least two blocks for `depth_rule="linear"`, which keeps all of the first, but got only '
+                f"`{sites[0].name}`; leave `depth_rule` out."
+            )
+        shares = dict(zip(blocks, depth_rates(1.0, len(blocks), rule="linear"), strict=True))
+        return [shares[_block(site)] for site in sites]
+
+
+def _block(site: Site) -> str:
+    """Return the name of the residual block around ``site``: its own up to the last number."""
+    numbered = re.match(r"(?:.*\.)?\d+(?=\.|$)", site.name)
+    return numbered[0] if numbered else site.name

@@ -16,5 +16,9 @@ def quiet_lightning() -> None:
     deprecation is between Lightning and torch, at every call of a train step.
     """
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(lambda record: "Tip: " not in record.getMessage())
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)  # once, however often it is called
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip: " not in record.getMessage()

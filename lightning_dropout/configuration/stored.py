@@ -18,7 +18,7 @@ def config_of_checkpoint(ckpt_path: str | Path) -> DictConfig:
     Raises:
         ConfigError: If there is no such file, or no ``.hydra/config.yaml`` in the run's folder.
     """
-    checkpoint = Path(ckpt_path)
+    checkpoint = Path(ckpt_path).absolute()
     stored = checkpoint.parent.parent / ".hydra" / "config.yaml"
     for path in (checkpoint, stored):
         if not path.is_file():
@@ -29,9 +29,9 @@ def config_of_checkpoint(ckpt_path: str | Path) -> DictConfig:
                 str(ckpt_path),
             )
     config = OmegaConf.load(stored)
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or not config:
         raise ConfigError(
-            f"Expected {stored} to hold the config of a run, but got a list.", "ckpt_path", str(ckpt_path)
+            f"Expected {stored} to hold the config of a run, but got {config}.", "ckpt_path", str(ckpt_path)
         )
     OmegaConf.set_struct(config, True)
     return config

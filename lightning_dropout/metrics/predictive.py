@@ -4,6 +4,7 @@ A bundle of metrics, fed with predictions of one or of many passes alike, so tha
 rules. The metrics themselves live beside this file and in torchmetrics.
 """
 
+import math
 from typing import cast
 
 import torch
@@ -15,21 +16,24 @@ from lightning_dropout.metrics.brier import BrierScore
 from lightning_dropout.metrics.calibration import CalibrationError
 from lightning_dropout.metrics.nll import NegativeLogLikelihood
 from lightning_dropout.metrics.probability_metric import ClassificationTask
+from lightning_dropout.sampling.moments import wide
 from lightning_dropout.sampling.prediction import MCPrediction, Task
 
 __all__ = ["PredictiveMetrics"]
 
 _CLASSES: tuple[Task, ...] = ("multiclass", "probabilities")
 _BITS: tuple[Task, ...] = ("binary", "multilabel")
+_LEAST_VARIANCE = 1e-30  # of a predicted Gaussian: torch's own floor of 1e-6 is no small number in small units
 
 
 class PredictiveMetrics:
     """Accuracy, likelihood, calibration and uncertainty of a stream of :class:`MCPrediction`.
 
     Keys: ``accuracy``, ``nll``, ``brier``, ``ece`` for classes; the same without ``ece`` for multilabel; ``rmse``,
-    ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels. Without: ``entropy`` and
-    ``mutual_information`` for classes, ``aleatoric_variance`` and ``epistemic_variance`` for ``gaussian``, ``std`` for
-    ``regression`` and ``raw``. What several passes are needed for is left out where there was one.
+    ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels, and are left out where a batch had none.
+    Without: ``entropy`` and ``mutual_information`` for classes, ``aleatoric_variance`` and ``epistemic_variance`` for
+    ``gaussian``, ``std`` for ``regression`` and ``raw``. What several passes are needed for is left out where there was
+    one. A NaN among the values makes the result NaN.
 
     Args:
         task: What the predictions are of.
@@ -50,25 +54,28 @@ class PredictiveMetrics:
         self.task = task
         self.class_dim = class_dim
         self._device = torch.device("cpu")
-        self._metrics: dict[str, Metric] = {}
+        self._labelled = _mean()  # share of the batches with labels; a metric, so that all ranks leave out the same
+        self._uncertainties: dict[str, Metric] = {}
+        self._scores: dict[str, Metric] = {}  # those that need labels
         if task in _CLASSES or task in _BITS:
             kind = cast(ClassificationTask, "multiclass" if task in _CLASSES else task)
-            self._metrics = {
-                "accuracy": MeanMetric(),
-                "nll": NegativeLogLikelihood(task=kind, log_input=task in _CLASSES),
+            self._scores = {
+                "accuracy": _mean(),
+                "nll": NegativeLogLikelihood(task=kind, log_input=True),
                 "brier": BrierScore(task=kind),
             }
             if task != "multilabel":
-                self._metrics["ece"] = CalibrationError(task=kind)
+                self._scores["ece"] = CalibrationError(task=kind)
         elif task in ("regression", "gaussian"):
-            self._metrics = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+            self._scores = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
             if task == "gaussian":
-                self._metrics["nll"] = MeanMetric()
+                self._scores["nll"] = _mean()
 
     def to(self, device: torch.device) -> "PredictiveMetrics":
         """Move the sums to ``device`` and return this bundle."""
         self._device = device
-        self._metrics = {name: metric.to(device) for name, metric in self._metrics.items()}
+        for metric in (self._labelled, *self._scores.values(), *self._uncertainties.values()):
+            metric.to(device)
         return self
 
     @staticmethod
@@ -86,46 +93,62 @@ class PredictiveMetrics:
 
     def update(self, prediction: MCPrediction, labels: Tensor | None) -> None:
         """Take in one batch; ``labels=None`` updates what needs none."""
-        for name, values in self._uncertainties(prediction).items():
-            if name not in self._metrics:
-                self._metrics[name] = MeanMetric().to(self._device)
-            self._metrics[name].update(values)
+        many = prediction.num_samples > 1
+        values = prediction.uncertainties()
+        if self.task in ("regression", "raw"):
+            values = {"std": prediction.std}
+        for name, value in values.items():
+            if many or name in ("entropy", "aleatoric_variance"):
+                metric = self._uncertainties.setdefault(name, _mean().to(self._device))
+                metric.update(value.mean(), weight=value.numel())
+        self._labelled.update(float(labels is not None))
         if labels is not None:
             for name, arguments in self._arguments(prediction, labels).items():
-                self._metrics[name].update(*arguments)
+                self._scores[name].update(*arguments)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every metric that has seen data, synchronised over the ranks."""
-        return {name: metric.compute() for name, metric in self._metrics.items() if metric.update_called}
-
-    def _uncertainties(self, prediction: MCPrediction) -> dict[str, Tensor]:
-        many = prediction.num_samples > 1
-        if self.task in ("regression", "raw"):
-            return {"std": prediction.std} if many else {}
-        single_pass = ("entropy", "aleatoric_variance")
-        return {name: value for name, value in prediction.uncertainties().items() if many or name in single_pass}
+        """Return every metric that has seen all data, synchronised over the ranks: call it on every rank."""
+        if not self._labelled.update_called:
+            return {}
+        scores = self._scores if bool(self._labelled.compute() == 1) else {}
+        return {name: metric.compute() for name, metric in {**scores, **self._uncertainties}.items()}
 
     def _arguments(self, prediction: MCPrediction, labels: Tensor) -> dict[str, tuple[Tensor, ...]]:
         mean = prediction.mean
         if self.task in _CLASSES:
-            mean = mean.movedim(self.class_dim, 1)
-            logs = mean.log() if self.task == "probabilities" else self._logs(prediction)
+            if self.task == "probabilities":  # those of half precision sum to 1 only roughly
+                mean = mean / mean.sum(self.class_dim, keepdim=True)
+            logs = mean.log() if self.task == "probabilities" else self._predictive(prediction)
+            mean, logs = mean.movedim(self.class_dim, 1), logs.movedim(self.class_dim, 1)
             right = (mean.argmax(1) == labels).float()
-            return {"accuracy": (right,), "nll": (logs, labels), "brier": (mean, labels), "ece": (mean, labels)}
-        labels = labels.view_as(mean)
+            return {"accuracy": _weighted(right), "nll": (logs, labels), "brier": (mean, labels), "ece": (mean, labels)}
+        labels = labels.reshape(mean.shape)
         if self.task in _BITS:
+            logs = F.logsigmoid(wide(self._predictive(prediction)))  # a sigmoid is 1 in float32 from 17 on
             if self.task == "binary":
-                mean, labels = mean.flatten(), labels.flatten()
+                mean, labels, logs = mean.flatten(), labels.flatten(), logs.flatten()
             labels = labels.long()
             right = ((mean > 0.5).long() == labels).float()
-            scores = {"accuracy": (right,), "nll": (mean, labels), "brier": (mean, labels)}
+            scores: dict[str, tuple[Tensor, ...]] = {"nll": (logs, labels), "brier": (mean, labels)}
+            scores["accuracy"] = _weighted(right)
             return scores if self.task == "multilabel" else {**scores, "ece": (mean, labels)}
         errors: dict[str, tuple[Tensor, ...]] = {"rmse": (mean, labels), "mae": (mean, labels)}
         if self.task != "gaussian":
             return errors
-        nll = F.gaussian_nll_loss(mean, labels, prediction.total_variance, full=True, reduction="none")
-        return {**errors, "nll": (nll,)}
+        variance = wide(prediction.total_variance)
+        nll = F.gaussian_nll_loss(wide(mean), wide(labels), variance, full=True, reduction="none", eps=_LEAST_VARIANCE)
+        return {**errors, "nll": _weighted(nll)}
 
-    def _logs(self, prediction: MCPrediction) -> Tensor:
+    def _predictive(self, prediction: MCPrediction) -> Tensor:
         assert isinstance(prediction.predictive, Tensor)  # noqa: S101  (a pair only for "gaussian")
-        return prediction.predictive.movedim(self.class_dim, 1)
+        return prediction.predictive
+
+
+def _mean() -> MeanMetric:
+    """Return a mean that a NaN makes NaN: by default it would be left out, with a warning."""
+    return MeanMetric(nan_strategy=math.nan)
+
+
+def _weighted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of a batch and its weight."""
+    return values.mean(), torch.tensor(values.numel(), device=values.device)

@@ -30,7 +30,8 @@ class Classifier(SupervisedModule):
         Inputs as the net takes them, labels ``(batch,)``, logits ``(batch, num_classes)``.
 
     Raises:
-        ValueError: If ``num_classes`` or ``label_smoothing`` is out of range.
+        ValueError: If ``num_classes`` or ``label_smoothing`` is out of range, or the net returns another number of
+            logits.
 
     Example:
         >>> import torch
@@ -53,10 +54,19 @@ class Classifier(SupervisedModule):
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"Expected `label_smoothing` in [0, 1), but got {label_smoothing}.")
         self.save_hyperparameters({"num_classes": num_classes, "label_smoothing": label_smoothing})
+        self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        if logits.shape[1:2] != (self.num_classes,):
+            raise ValueError(
+                f"Expected the net to return logits of num_classes={self.num_classes} classes, but got shape "
+                f"{tuple(logits.shape)}; build both with one number."
+            )
+        return logits
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)
@@ -79,9 +89,9 @@ class Classifier(SupervisedModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         x, labels = batch
         logits = self(x)
-        self.test_accuracy(logits, labels)
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()  # no metric object: several loaders would share it
         self.log(log_keys.TEST_LOSS, self.loss(logits, labels), batch_size=len(x), sync_dist=True)
-        self.log(log_keys.TEST_ACCURACY, self.test_accuracy, on_step=False, on_epoch=True, batch_size=len(x))
+        self.log(log_keys.TEST_ACCURACY, accuracy, batch_size=len(x), sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         x = batch[0] if isinstance(batch, list | tuple) else batch

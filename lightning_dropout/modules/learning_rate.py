@@ -1,7 +1,9 @@
-"""Learning-rate schedules, put together from torch's own."""
+"""The learning-rate schedule: a share of each parameter group's own rate, a pure function of the step."""
+
+import math
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 __all__ = ["warmup_cosine"]
 
@@ -11,8 +13,11 @@ def warmup_cosine(
 ) -> LRScheduler:
     """Rise linearly to the optimizer's learning rate, then fall along half a cosine; one step per optimizer step.
 
+    Step n of N, W of them warming up: ``(n + 1) / W`` of the peak while ``n < W``, then
+    ``f + (1 - f) * (1 + cos(pi * (n - W) / (N - W))) / 2``, with f the final fraction; f from step N on.
+
     Args:
-        optimizer: Its learning rates are the peaks.
+        optimizer: The learning rates of its parameter groups are the peaks.
         total_steps: Optimizer steps of the whole run, at least 1.
         warmup_fraction: Share of the steps that warm up, in [0, 1).
         final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
@@ -40,15 +45,16 @@ def warmup_cosine(
             f"Expected `total_steps` to be a whole number of at least 1, but got {total_steps!r}; "
             "set `max_epochs` or `max_steps` on the trainer."
         )
-    for name, value, ceiling in (("warmup_fraction", warmup_fraction, 0.999), ("final_fraction", final_fraction, 1.0)):
-        if not 0.0 <= value <= ceiling:
-            raise ValueError(
-                f"Expected `{name}` to be a fraction in [0, {'1)' if ceiling < 1 else '1]'}, but got {value}."
-            )
-    peak = optimizer.param_groups[0]["lr"]
+    if not 0.0 <= warmup_fraction < 1.0:
+        raise ValueError(f"Expected `warmup_fraction` to be a fraction in [0, 1), but got {warmup_fraction}.")
+    if not 0.0 <= final_fraction <= 1.0:
+        raise ValueError(f"Expected `final_fraction` to be a fraction in [0, 1], but got {final_fraction}.")
     warmup = round(total_steps * warmup_fraction)
-    cosine = CosineAnnealingLR(optimizer, T_max=max(1, total_steps - warmup), eta_min=peak * final_fraction)
-    if warmup < 2:
-        return cosine
-    ramp = LinearLR(optimizer, start_factor=1.0 / warmup, total_iters=warmup - 1)
-    return SequentialLR(optimizer, [ramp, cosine], milestones=[warmup])
+
+    def share_of_peak(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        fallen = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return final_fraction + (1.0 - final_fraction) * (1.0 + math.cos(math.pi * fallen)) / 2.0
+
+    return LambdaLR(optimizer, share_of_peak)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
@@ -11,6 +12,8 @@ from lightning_dropout import log_keys
 from lightning_dropout.modules.supervised import MakeOptimizer, MakeScheduler, SupervisedModule
 
 __all__ = ["Regressor"]
+
+_LEAST_VARIANCE = 1e-12  # torch's own 1e-6 would silently replace a `noise_std` below 1e-3
 
 
 class Regressor(SupervisedModule):
@@ -63,7 +66,8 @@ class Regressor(SupervisedModule):
         self.save_hyperparameters({"num_outputs": num_outputs, "noise_std": noise_std})
         self.num_outputs = num_outputs
         self.noise_std = noise_std
-        self.val_mse, self.test_mse = MeanSquaredError(), MeanSquaredError()
+        self.val_mse = MeanSquaredError()
+        self._test_errors: dict[int, MeanSquaredError] = {}  # by loader
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.net(x)
@@ -75,12 +79,14 @@ class Regressor(SupervisedModule):
             )
         if self.noise_std is None:
             mean, log_variance = outputs.chunk(2, dim=1)
-            return mean, log_variance
-        return outputs, outputs.new_full(outputs.shape, 2.0 * math.log(self.noise_std))
+            return mean.contiguous(), log_variance.contiguous()  # torchmetrics takes no views with gaps
+        precise = torch.promote_types(outputs.dtype, torch.float32)  # 2 ln 0.1 in bfloat16 is 1 % off the variance
+        return outputs, outputs.new_full(outputs.shape, 2.0 * math.log(self.noise_std), dtype=precise)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         mean, log_variance = outputs
-        return F.gaussian_nll_loss(mean, targets.view_as(mean), log_variance.exp(), full=True)
+        variance = log_variance.exp()
+        return F.gaussian_nll_loss(mean, targets.view_as(mean), variance, full=True, eps=_LEAST_VARIANCE)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, targets = batch
@@ -96,15 +102,21 @@ class Regressor(SupervisedModule):
         self.log(log_keys.VAL_RMSE, self.val_mse.compute().sqrt(), sync_dist=True)
         self.val_mse.reset()
 
+    def on_test_epoch_start(self) -> None:
+        self._test_errors.clear()
+
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         x, targets = batch
         outputs = self(x)
-        self.test_mse.update(outputs[0], targets.view_as(outputs[0]))
+        error = self._test_errors.setdefault(dataloader_idx, MeanSquaredError(squared=False).to(self.device))
+        error.update(outputs[0], targets.view_as(outputs[0]))
         self.log(log_keys.TEST_LOSS, self.loss(outputs, targets), batch_size=len(x), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        self.log(log_keys.TEST_RMSE, self.test_mse.compute().sqrt(), sync_dist=True)
-        self.test_mse.reset()
+        several = len(self._test_errors) > 1  # then with the ending that Lightning gives to the loss
+        for index, error in self._test_errors.items():
+            key = f"{log_keys.TEST_RMSE}/dataloader_idx_{index}" if several else log_keys.TEST_RMSE
+            self.log(key, error.compute(), sync_dist=True, add_dataloader_idx=False)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         x = batch[0] if isinstance(batch, list | tuple) else batch

@@ -4,6 +4,7 @@ Hyper-parameters saved here are plain values. The net and the partials stay out 
 an object cannot be loaded with ``weights_only=True``.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -42,8 +43,9 @@ class SupervisedModule(LightningModule):
         self.net = net
         self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self._make_scheduler = scheduler
-        self.val_loss = MeanMetric()
-        self.subset_loss = MeanMetric()  # on the fixed part of the training set, in eval mode
+        # A loss of NaN makes the mean NaN; by default it would be left out of it.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.subset_loss = MeanMetric(nan_strategy=math.nan)  # on the fixed part of the training set, in eval mode
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class SupervisedModule(LightningModule):
         if self._make_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
+        if not 0 < steps < math.inf:
             raise ValueError(
                 f"Expected a run of known length for the learning-rate schedule, but got {steps} steps; set "
                 "`max_steps` on the trainer, or `scheduler=None`."

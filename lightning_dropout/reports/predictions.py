@@ -23,11 +23,12 @@ def prediction_table(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, list[
             the step itself returned (``prediction``) is left out: the mean says it.
 
     Returns:
-        Columns by name: ``sample``; ``class`` of the greatest mean where there are entropies of classes; ``mean_0``,
-        ``mean_1``, ..., ``std_0``, ..., ``entropy``, ....
+        Columns by name: ``sample``; ``class`` of the greatest mean where classes exclude each other (one entropy a
+        sample); ``mean_0``, ``mean_1``, ..., ``std_0``, ..., ``entropy``, ....
 
     Raises:
-        ValueError: If there are no batches, or the predictions of a batch differ in length.
+        ValueError: If there are no batches, if they are no dictionaries of predictions (a list of lists comes from
+            several loaders), or if the predictions of a batch differ in length.
 
     Example:
         >>> batch = {"mean": torch.tensor([[0.25, 0.75]]), "entropy": torch.tensor([0.5])}
@@ -36,12 +37,18 @@ def prediction_table(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, list[
     """
     if not batches:
         raise ValueError("Expected at least one batch of predictions, but got none; is the predict loader empty?")
+    if not all(isinstance(batch, Mapping) and "mean" in batch for batch in batches):
+        raise ValueError(
+            f"Expected batches of predictions by name, but got {type(batches[0]).__name__}; pass "
+            "`return_uncertainty=True` to MCDropout, and the predictions of one loader at a time."
+        )
     columns: dict[str, list[float]] = {}
     for name in batches[0]:
         if name == "prediction":
             continue
         values = torch.cat([batch[name].detach().cpu() for batch in batches]).double()
-        if name == "mean" and "entropy" in batches[0] and values.ndim == 2 and values.shape[1] > 1:
+        one_of_several = values.ndim == 2 and values.shape[1] > 1 and batches[0].get("entropy", values).ndim == 1
+        if name == "mean" and one_of_several:
             columns["class"] = values.argmax(1).tolist()
         values = values.reshape(len(values), -1)
         for index in range(values.shape[1]):

@@ -76,7 +76,8 @@ class MCPrediction:
     @property
     def mutual_information(self) -> Tensor:
         """``entropy - expected_entropy`` in nats, at least 0: how far the thinned networks disagree (epistemic)."""
-        return (self.entropy - self.expected_entropy).clamp_min(0.0)  # rounding can leave -1e-8
+        total = self._defined(self._entropy, "mutual_information")
+        return (total - self.expected_entropy).clamp_min(0.0)  # rounding can leave -1e-8
 
     @property
     def votes(self) -> Tensor:
@@ -104,7 +105,7 @@ class MCPrediction:
     @property
     def total_variance(self) -> Tensor:
         """Variance of the mixture of the passes (``gaussian``): aleatoric plus epistemic."""
-        return self.aleatoric_variance + self.epistemic_variance
+        return self._defined(self._aleatoric_variance, "total_variance") + self.epistemic_variance
 
     def uncertainties(self) -> dict[str, Tensor]:
         """Return the uncertainties that the task defines, by name."""

@@ -32,14 +32,21 @@ def curve(folder: Path, key: str) -> list[float]:
         return [float(row[key]) for row in csv.DictReader(file) if row.get(key)]
 
 
-def way_of(folder: Path) -> str:
-    """Return which of the ways of dropping a job has taken."""
+def override_of(folder: Path, key: str) -> str:
+    """Return what the multirun has set ``key`` to in a job."""
     overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
-    return next(str(word).partition("=")[2] for word in overrides if str(word).startswith("callbacks/dropout="))
+    return next((str(word).partition("=")[2] for word in overrides if str(word).startswith(f"{key}=")), "")
+
+
+def by_seed(folders: list[Path]) -> dict[str, float]:
+    """Return the lowest validation loss of each seed's run."""
+    return {override_of(folder, "seed"): min(curve(folder, log_keys.VAL_LOSS)) for folder in folders}
 
 
 def spread(values: list[float], digits: int = 3) -> str:
     """Write mean ± standard deviation."""
+    if not values:
+        return "–"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}" if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
@@ -52,10 +59,11 @@ def main() -> None:
     jobs: dict[tuple[int, str], list[Path]] = defaultdict(list)
     for metrics in sorted(arguments.multirun.glob("*/metrics.json")):
         epochs = json.loads(metrics.read_text())["epochs"]
-        jobs[epochs, way_of(metrics.parent)].append(metrics.parent)
+        jobs[epochs, override_of(metrics.parent, "callbacks/dropout")].append(metrics.parent)
     order = sorted(jobs, key=lambda job: (job[0], list(WAYS).index(job[1])))
 
-    print("| epochs | way | train accuracy | validation accuracy | validation NLL | best NLL | in epoch | runs |")
+    names = ["epochs", "way", "train accuracy", "validation accuracy", "last NLL", "best NLL", "in epoch"]
+    print(f"| {' | '.join(names)} | best NLL against no dropout |")
     print("|---|---|---|---|---|---|---|---|")
     for epochs, way in order:
         folders = jobs[epochs, way]
@@ -65,7 +73,12 @@ def main() -> None:
         lowest = [min(loss) for loss in losses]
         best_epoch = [float(loss.index(min(loss)) + 1) for loss in losses]
         cells = [spread(train), spread(accuracy), spread([loss[-1] for loss in losses]), spread(lowest)]
-        print(f"| {epochs} | {WAYS[way]} | {' | '.join(cells)} | {spread(best_epoch, 0)} | {len(folders)} |")
+        without = by_seed(jobs.get((epochs, "zero"), []))
+        own = by_seed(folders)
+        # Each seed against itself: it has its own images, and that is most of the spread.
+        pairs = [own[seed] - without[seed] for seed in own if seed in without and way != "zero"]
+        cells += [spread(best_epoch, 0), f"{spread(pairs)}, lower in {sum(d < 0 for d in pairs)} of {len(pairs)}"]
+        print(f"| {epochs} | {WAYS[way]} | {' | '.join(cells if pairs else [*cells[:-1], '–'])} |")
 
     longest = max(epochs for epochs, _ in jobs)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
@@ -75,16 +88,14 @@ def main() -> None:
     ):
         for epochs, way in order:
             if epochs == longest:
-                columns = list(zip(*(curve(folder, key) for folder in jobs[epochs, way]), strict=True))
-                middle, wide = [mean(c) for c in columns], [stdev(c) if len(c) > 1 else 0.0 for c in columns]
-                xs = range(1, len(columns) + 1)
-                axes.plot(xs, middle, color=COLOURS[way], label=WAYS[way])
-                low = [m - w for m, w in zip(middle, wide, strict=True)]
-                high = [m + w for m, w in zip(middle, wide, strict=True)]
-                axes.fill_between(xs, low, high, color=COLOURS[way], alpha=0.15, linewidth=0)
+                curves = [curve(folder, key) for folder in jobs[epochs, way]]
+                for one in curves:  # the seeds, each with its own images
+                    axes.plot(range(1, len(one) + 1), one, color=COLOURS[way], alpha=0.25, linewidth=0.6)
+                middle = [mean(values) for values in zip(*curves, strict=True)]
+                axes.plot(range(1, len(middle) + 1), middle, color=COLOURS[way], label=WAYS[way], linewidth=2)
         axes.set(title=title, xlabel="epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    left.set_yscale("log")
+    left.set_ylim(0.0, 1.2)  # what differs is the end, not the start at ln 10
     right.legend(frameon=False, loc="lower right")
     figure.savefig(arguments.figure, dpi=150)
     print(f"\nFigure: {arguments.figure}")

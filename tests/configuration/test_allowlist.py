@@ -326,6 +326,19 @@ def test_bug_in_ones_own_module_keeps_its_traceback(tmp_path: Path, monkeypatch:
         load_target("toy_bug.Net")
 
 
+@pytest.mark.usefixtures("toy_project")
+def test_modules_that_an_allowed_one_imports_are_not_even_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    foreign = types.ModuleType("toy_foreign")
+    foreign.__getattr__ = asked.append  # type: ignore[method-assign]  # lazy modules run code here
+    allow_targets("toy_project.")
+    load_target("toy_project.Net")
+    monkeypatch.setattr("toy_project.os", foreign)
+    with pytest.raises(ConfigError):
+        load_target("toy_project.os.Net")
+    assert [name for name in asked if not name.startswith("__")] == []
+
+
 def test_module_that_pretends_to_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.nn.toy", types.ModuleType("os"))
     with pytest.raises(ConfigError):

@@ -150,15 +150,17 @@ def test_gives_back_what_it_borrows(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_other_ranks_started_by_the_first_print_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def child() -> None:
+    inherited: dict[str, str] = {}
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    run_main(lambda: inherited.update(os.environ))
+    for name, value in inherited.items():
+        monkeypatch.setenv(name, value)
+
+    def main() -> None:
         raise ConfigError("Wrong.")
 
-    def parent() -> None:
-        run_main(child)  # inherits the environment, as a rank does
-
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit):
-        run_main(parent)
+        run_main(main)
     assert capsys.readouterr().err == "error: Wrong.\n"
 
 

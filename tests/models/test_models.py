@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_dropout import models
 from lightning_dropout.models import MLP, Block, Net, ResBlock, ResNet, ViT
-from lightning_dropout.nn import Dropout, DropPath
+from lightning_dropout.nn import AttentionDropout, Dropout, DropPath
 
 DIGITS = (1, 8, 8)
 
@@ -35,11 +35,11 @@ EACH_RATE = [(name, rate) for name, rates in RATES.items() for rate in rates]
 
 
 def drops(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, Dropout | DropPath)]
+    return [module for module in model.modules() if isinstance(module, AttentionDropout | Dropout | DropPath)]
 
 
 def rate_of(drop: Any) -> float:
-    return drop.p if isinstance(drop, Dropout) else drop.drop_prob
+    return drop.drop_prob if isinstance(drop, DropPath) else drop.p
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -104,7 +104,9 @@ def test_built_at_rate_0_every_drop_is_there_to_be_scheduled(name: str) -> None:
 def test_rates_live_in_the_dropping_layers_alone(name: str) -> None:
     model = BUILD[name](**dict.fromkeys(RATES[name], 0.375))
     for module in model.modules():
-        if isinstance(module, Dropout | DropPath) or not type(module).__module__.startswith("lightning_dropout"):
+        if isinstance(module, AttentionDropout | Dropout | DropPath) or not type(module).__module__.startswith(
+            "lightning_dropout"
+        ):
             continue
         assert not [key for key, value in vars(module).items() if isinstance(value, float)], type(module)
 

@@ -45,6 +45,9 @@ def test_a_run_leaves_checkpoint_metrics_csv_and_wandb_run_that_agree(
     assert f"{metrics['test/mc/nll']:.6f}"[:7] in printed.out
     checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert set(checkpoint["hyper_parameters"]) == {"num_classes", "label_smoothing"}
+    assert (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    )  # the last, not the best
     assert list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert "wandb sync" in printed.err + printed.out
     assert (folder / ".hydra" / "config.yaml").is_file()

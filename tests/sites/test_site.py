@@ -1,6 +1,5 @@
 """Finding sites: names, patterns, kinds, owners, rates that the next forward uses, and what is refused by name."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -217,9 +216,9 @@ def test_exclude_wins() -> None:
 def test_kinds_filter() -> None:
     assert names(find_sites(Backbone(), kinds=["recurrent", "attention"])) == ["attention", "rnn"]
     assert names(find_sites(Backbone(), kinds="drop_path")) == ["blocks.0.path", "blocks.1.path"]
-    with pytest.raises(ValueError, match="Expected `kinds` among dropout, attention, .* but got droppath"):
+    with pytest.raises(ValueError, match=r"Expected `kinds` among dropout, attention, .* but got droppath"):
         find_sites(Backbone(), kinds=["droppath"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="Expected `kinds` among .* but got droppath"):
+    with pytest.raises(ValueError, match=r"Expected `kinds` among .* but got droppath"):
         find_sites(Backbone(), kinds="droppath")  # type: ignore[arg-type]
 
 
@@ -229,7 +228,7 @@ def test_kinds_filter() -> None:
 def test_an_empty_match_names_what_comes_close() -> None:
     with pytest.raises(
         ValueError,
-        match=r"none for sites='block\.0\.drop'; the model has 7 \(1 attention, 3 dropout, 2 drop_path, 1 recurrent\), "
+        match=r"none for sites='block\.0\.drop'; the model has 7 \(1 attention, 2 drop_path, 3 dropout, 1 recurrent\), "
         r"closest: blocks\.0\.drop",
     ):
         find_sites(Backbone(), "block.0.drop")
@@ -260,7 +259,7 @@ MODELS = {
     "alpha": (lambda: nn.Sequential(nn.AlphaDropout(0.1)), (4, 6)),
     "own": (lambda: nn.Sequential(nn.Linear(6, 6), Dropout(0.1)), (4, 6)),
     "own path": (lambda: nn.Sequential(DropPath(0.1)), (64, 6)),
-    "ViT": (lambda: ViT((1, 8, 8), preset="digits", dim=16, depth=2, num_heads=2, attention_p=0.1), (4, 1, 8, 8)),
+    "ViT": (lambda: ViT((1, 8, 8), preset="digits", dim=16, depth=2, num_heads=2, attention_p=0.1), (64, 1, 8, 8)),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True), (4, 5, 8)),
     "lstm": (lambda: nn.LSTM(4, 8, num_layers=2, dropout=0.1), (5, 4, 4)),
 }
@@ -481,11 +480,13 @@ def test_a_torchvision_model_built_without_dropout_holds_no_decoy() -> None:
     assert {site.kind for site in find_sites(model)} == {"dropout", "attention"}
 
 
-def finders() -> Iterator[Any]:
-    yield lambda model: [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    yield lambda model: [module for module in model.modules() if hasattr(module, "p")]
+NAIVE_FINDERS = {
+    "nn.Dropout only": lambda model: [module for module in model.modules() if isinstance(module, nn.Dropout)],
+    "whatever has a p": lambda model: [module for module in model.modules() if hasattr(module, "p")],
+}
 
 
-@pytest.mark.parametrize("finder", finders(), ids=["nn.Dropout only", "whatever has a p"])
-def test_naive_finders_are_killed(finder: Any) -> None:
-    assert len(finder(Backbone())) != len(ALL_NAMES)
+@pytest.mark.parametrize("finder", NAIVE_FINDERS)
+def test_naive_finders_would_not_pass(finder: str) -> None:
+    model = Backbone()
+    assert len(NAIVE_FINDERS[finder](model)) < len(find_sites(model))

@@ -1,0 +1,65 @@
+"""One base for both packages: their trainers and command lines test for their own class."""
+
+import copy
+import importlib.util
+import pickle
+import warnings
+from typing import Any
+
+import lightning
+import lightning.pytorch
+import pytest
+import pytorch_lightning
+
+from lightning_dropout.callbacks import (
+    DropoutScheduler,
+    MCDropout,
+    RankRandomness,
+    StochasticDepthScheduler,
+    any_callback,
+)
+from lightning_dropout.callbacks.any_callback import AnyCallback
+
+CALLBACKS = [
+    DropoutScheduler(rate=0.1),
+    StochasticDepthScheduler(scale=0.5),
+    MCDropout(task="multiclass"),
+    RankRandomness(),
+]
+
+
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: type(callback).__name__)
+def test_every_callback_is_one_of_both_packages(callback: AnyCallback) -> None:
+    assert isinstance(callback, lightning.pytorch.Callback)
+    assert isinstance(callback, pytorch_lightning.Callback)
+
+
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: type(callback).__name__)
+def test_every_callback_survives_copying_and_pickling(callback: AnyCallback) -> None:
+    for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert vars(twin) == vars(callback)
+        assert twin.state_key == callback.state_key
+
+
+def fresh_copy_of_the_file() -> Any:
+    """Run the file once more, beside the real module."""
+    spec = any_callback.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_works_where_only_lightning_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fresh_copy_of_the_file().AnyCallback.__bases__ == (lightning.pytorch.Callback,)
+
+
+@pytest.mark.parametrize(("version", "warned"), [("2.4.0", True), ("2.6.5", True), ("2.6.6", False), ("2.10.0", False)])
+def test_releases_with_a_known_hole_are_told(monkeypatch: pytest.MonkeyPatch, version: str, warned: bool) -> None:
+    monkeypatch.setattr(lightning, "__version__", version)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fresh_copy_of_the_file()
+    assert [f"lightning {version}" in str(warning.message) for warning in caught] == [True] * warned

@@ -1,0 +1,152 @@
+"""Seeds of the passes, and that nobody outside notices them."""
+
+import itertools
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_dropout.sampling import randomness
+from lightning_dropout.sampling.randomness import derive_seed, isolated_randomness, seed_everywhere
+
+Z_LIMIT = 4.71
+
+
+def draw_from_everywhere() -> tuple[float, float, float]:
+    return torch.rand(()).item(), np.random.rand(), random.random()  # noqa: NPY002  (the global state is what this is about)
+
+
+# Derived seeds.
+
+
+def test_seeds_are_the_same_on_every_machine() -> None:
+    assert derive_seed(0) == 4_761_921_975_702_974_394 == derive_seed(np.int64(0))
+    assert derive_seed(0, 1) == 1_506_311_409_109_703_068
+
+
+def check_distinct(derive: Callable[..., int]) -> None:
+    """No two (seed, rank, batch, pass) of a grid share a seed."""
+    grid = list(itertools.product(range(12), repeat=4))
+    assert len({derive(*parts) for parts in grid}) == len(grid)
+
+
+def test_no_two_places_share_a_seed() -> None:
+    check_distinct(derive_seed)
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert derive_seed(1) != derive_seed(1, 0)
+    assert derive_seed(-1) != derive_seed(1)
+    assert all(0 <= derive_seed(number) < 2**63 for number in range(1000))
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda *parts: sum(parts),
+        lambda *parts: int("".join(str(part) for part in parts)),
+        lambda *parts: derive_seed(*sorted(parts)),
+        lambda *parts: derive_seed(*parts[1:]),
+    ],
+    ids=["sum", "glued", "no order", "a part forgotten"],
+)
+def test_careless_seeds_are_killed(derive: Callable[..., int]) -> None:
+    with pytest.raises(AssertionError):
+        check_distinct(derive)
+
+
+def test_masks_of_neighbouring_seeds_are_independent() -> None:
+    p, size = 0.3, 2000
+    masks = []
+    for number in range(200):
+        seed_everywhere(derive_seed(0, number))
+        masks.append((torch.rand(size) < p).double() - p)
+    centred = torch.stack(masks)
+    for lag in (1, 2, 7):
+        products = centred[:-lag] * centred[lag:]
+        z = products.sum() / (p * (1 - p) * products.numel() ** 0.5)
+        assert abs(z) < Z_LIMIT
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, "1", torch.tensor(1)], ids=repr)
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Expected `seed` to be a whole number, but got"):
+        derive_seed(0, seed)
+
+
+# All generators.
+
+
+def test_every_generator_is_seeded() -> None:
+    seed_everywhere(5)
+    first = draw_from_everywhere()
+    seed_everywhere(5)
+    assert draw_from_everywhere() == first
+    seed_everywhere(6)
+    assert all(one != other for one, other in zip(draw_from_everywhere(), first, strict=True))
+    seed_everywhere(2**63 - 1)  # numpy takes 32 bits only
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_every_generator_is_given_back(error: type[BaseException] | None) -> None:
+    def leave() -> None:
+        if error is not None:
+            raise error
+
+    model = nn.Linear(2, 2)
+    seed_everywhere(1)
+    expected = draw_from_everywhere(), draw_from_everywhere()
+    seed_everywhere(1)
+    assert draw_from_everywhere() == expected[0]
+    with suppress(error or ()), isolated_randomness(model):
+        seed_everywhere(99)
+        draw_from_everywhere()
+        leave()
+    assert draw_from_everywhere() == expected[1]
+
+
+def test_isolation_nests() -> None:
+    seed_everywhere(1)
+    expected = draw_from_everywhere()
+    seed_everywhere(1)
+    model = nn.Identity()
+    with isolated_randomness(model):
+        seed_everywhere(2)
+        with isolated_randomness(model):
+            seed_everywhere(3)
+        inner = draw_from_everywhere()
+        seed_everywhere(2)
+        assert draw_from_everywhere() == inner
+    assert draw_from_everywhere() == expected
+
+
+def test_models_on_no_device_are_no_trouble() -> None:
+    with isolated_randomness(nn.Linear(2, 2, device="meta")), isolated_randomness(nn.LazyLinear(2)):
+        pass
+
+
+@pytest.mark.parametrize(("device", "indices"), [("cuda:1", [1]), ("cuda", [0]), ("mps:0", [0])])
+def test_only_the_accelerators_of_the_model_are_asked(
+    device: str, indices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class Somewhere(nn.Module):
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter([type("P", (), {"device": torch.device(device)})()])
+
+    class Fork:
+        def __init__(self, **arguments: Any) -> None:
+            asked.update(arguments)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(randomness.torch.random, "fork_rng", Fork)
+    with isolated_randomness(Somewhere()):
+        pass
+    assert asked == {"devices": indices, "device_type": device.partition(":")[0]}

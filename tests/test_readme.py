@@ -1,0 +1,88 @@
+"""The README: its Python runs as it stands, and its words are those of the command line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dropout.nn import DropPath
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+class ResidualNet(nn.Module):
+    """Somebody's model: both kinds of dropping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.drop, self.drop_path = nn.Dropout(0.2), DropPath(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.head(self.drop(x + self.drop_path(self.block(x).relu())))
+        return logits
+
+
+class SomebodysModule(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ResidualNet()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The number of training batches",
+    "ignore:Starting from v1.9.0, `tensorboardX`",
+    "ignore:You have overridden `LightningModule.training_step`",
+    "ignore:.*does not have a `val_dataloader`",
+)
+def test_the_python_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,))), batch_size=16)
+    names: dict[str, Any] = {"my_module": SomebodysModule(), "my_data": data}
+    assert len(BLOCKS) >= 2
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    metrics = names["trainer"].callback_metrics
+    assert metrics["loss"] == pytest.approx(metrics["test/mc/nll"].item(), abs=1e-4)
+    assert "test/det/nll" in metrics
+    assert "[('dropout1', 0.25), ('dropout2', 0.25)]" in capsys.readouterr().out
+    assert names["prediction"].votes.shape == (8, 10)
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "data", "module", "trainer", "logger", "experiment", "callbacks/mc_dropout"]
+)
+def test_every_option_stands_in_the_table(group: str) -> None:
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{group}=")]
+    words = set(re.findall(r"`(\w+)`", row.partition("|")[2].partition("|")[2]))
+    options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+    assert words == options
+
+
+def test_no_number_is_missing() -> None:
+    assert "@@" not in README
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
