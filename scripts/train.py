@@ -8,8 +8,11 @@ all metrics and the W&B run. To build classes of your own project, copy this fil
 import json
 import os
 import time
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_dropout.configuration import (
@@ -34,6 +37,9 @@ def main(cfg: DictConfig) -> None:
     supplied = {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]}
     check_targets(cfg, supplied)
     folder = check_output_dir(cfg.output_dir)
+    hydra_cfg = HydraConfig.get()
+    if cfg.run_group is None and hydra_cfg.mode is RunMode.MULTIRUN:
+        cfg.run_group = Path(hydra_cfg.sweep.dir).name
 
     import torch  # only now: --help and wrong words answer at once
     from lightning.pytorch import seed_everything
