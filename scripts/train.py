@@ -24,6 +24,7 @@ from lightning_dropout.configuration import (
     quiet_lightning,
     redact,
     run_main,
+    say_idle_gpus,
 )
 
 # Set before Hydra or a launcher starts anything: all ranks and all jobs of a sweep write into one folder.
@@ -56,8 +57,7 @@ def main(cfg: DictConfig) -> None:
     fill_missing(cfg, ("model", "module"), FROM_DATA, data)
     module = build(cfg, "module", net=build(cfg, "model"))
     trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=build_each(cfg, "logger"))
-    if torch.cuda.device_count() > trainer.num_devices:
-        rank_zero_info(f"{torch.cuda.device_count()} GPUs are here, {trainer.num_devices} used: add `trainer=ddp`.")
+    say_idle_gpus(torch.cuda.device_count(), trainer.num_devices)
     started = time.perf_counter()
     try:
         for logger in trainer.loggers:

@@ -4,9 +4,10 @@ Listed one by one; nothing is hidden by category.
 """
 
 import logging
+import os
 import warnings
 
-__all__ = ["quiet_lightning"]
+__all__ = ["quiet_lightning", "say_idle_gpus"]
 
 
 def quiet_lightning() -> None:
@@ -22,3 +23,15 @@ def quiet_lightning() -> None:
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
     return "Tip: " not in record.getMessage()
+
+
+def say_idle_gpus(available: int, used: int) -> None:
+    """Say in one line how to use the GPUs that a run leaves idle; one device is the default.
+
+    Example:
+        >>> say_idle_gpus(available=4, used=1)
+        4 GPUs are here, 1 used: add `trainer=ddp`.
+        >>> say_idle_gpus(available=0, used=1)
+    """
+    if available > used and "LOCAL_RANK" not in os.environ:  # a rank that was started by another has nothing to add
+        print(f"{available} GPUs are here, {used} used: add `trainer=ddp`.")

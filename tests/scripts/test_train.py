@@ -53,15 +53,6 @@ def test_a_run_leaves_checkpoint_metrics_csv_and_wandb_run_that_agree(
     assert (folder / ".hydra" / "config.yaml").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:GPU available but not used")  # Lightning counts them the same way
-def test_one_line_says_that_more_gpus_are_there(
-    run_script: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert run_script("train", "model=mlp", "logger=csv", "callbacks.mc_dropout.num_samples=2", *SHORT) == 0
-    assert capsys.readouterr().out.count("4 GPUs are here, 1 used: add `trainer=ddp`.\n") == 1
-
-
 WRONG = {
     "a model that does not exist": (["model=vti"], ["model=vti", "vit"]),
     "a key that does not exist": (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
