@@ -14,7 +14,9 @@ from lightning_dropout.configuration import (
     ConfigError,
     build,
     build_each,
+    check_name,
     check_output_dir,
+    check_seed,
     check_targets,
     config_of_checkpoint,
     fill_missing,
@@ -30,10 +32,11 @@ def config_of_run(cfg: DictConfig) -> DictConfig:
     """Return the config that the checkpoint was trained with, with the changes asked for."""
     run = config_of_checkpoint(cfg.ckpt_path)
     run.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})  # one process counts each sample once
-    run.callbacks.learning_rate = None  # logs what only training has
+    for name in ("learning_rate", "checkpoint", "last_checkpoint"):
+        run.callbacks[name] = None  # only for training
     changes = {"output_dir": cfg.output_dir}
     passes = {key: cfg[key] for key in ("num_samples", "rates") if cfg[key] is not None}
-    if run.callbacks.get("mc_dropout") is not None:
+    if run.callbacks.get("mc_dropout"):  # empty: callbacks/mc_dropout=none
         passes["return_uncertainty"] = cfg.stage == "predict"
         changes["callbacks"] = {"mc_dropout": passes}
     elif passes or cfg.stage == "predict":
@@ -59,17 +62,21 @@ def main(cfg: DictConfig) -> None:
 
     from lightning_dropout.reports.predictions import check_format, prediction_table, write_table
 
-    check_format(cfg.output)
+    check_format(check_name(cfg.output, "output"))
     quiet_lightning()
-    seed_everything(run.seed, workers=True, verbose=False)
+    seed_everything(check_seed(run.seed), workers=True, verbose=False)
     data = build(run, "data")
     fill_missing(run, ("model", "module"), FROM_DATA, data)
     module = build(run, "module", net=build(run, "model"))
     trainer = build(run, "trainer", callbacks=build_each(run, "callbacks"), logger=False)
     if cfg.stage == "test":
-        metrics = trainer.test(module, data, ckpt_path=cfg.ckpt_path)[0]
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-        print(f"Metrics: {folder / 'metrics.json'}")
+        metrics = {
+            key: value
+            for loader in trainer.test(module, data, ckpt_path=cfg.ckpt_path)
+            for key, value in loader.items()
+        }
+        (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        print(f"Metrics: {folder / 'evaluation.json'}")
     else:
         batches = trainer.predict(module, data, ckpt_path=cfg.ckpt_path)
         print(f"Predictions: {write_table(prediction_table(batches), folder / cfg.output)}")

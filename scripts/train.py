@@ -19,6 +19,7 @@ from lightning_dropout.configuration import (
     build,
     build_each,
     check_output_dir,
+    check_seed,
     check_targets,
     fill_missing,
     quiet_lightning,
@@ -49,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     from lightning_dropout.loggers import finish_wandb
 
     quiet_lightning()
-    seed_everything(cfg.seed, workers=True, verbose=False)
+    seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
     data = build(cfg, "data")
     if rank_zero_only.rank == 0:  # first: missing or corrupt data end the run before a model is built
         data.prepare_data()
@@ -59,20 +60,26 @@ def main(cfg: DictConfig) -> None:
     trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=build_each(cfg, "logger"))
     say_idle_gpus(torch.cuda.device_count(), trainer.num_devices)
     started = time.perf_counter()
+    metrics: dict[str, object] = {}
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(redact(cfg))
         trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        metrics |= trainer.test(module, data, ckpt_path=best)[0]
+        best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+        last_epoch = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        metrics = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "last_epoch": last_epoch}
+        if not best.is_file():
+            best = None
+            rank_zero_info("No validation has chosen a best checkpoint: the last weights are tested.")
+        for loader in trainer.test(module, data, ckpt_path=best):
+            metrics |= loader
+        metrics["checkpoint"] = best and os.path.relpath(best, folder)
     finally:
         finish_wandb()
-    if rank_zero_only.rank == 0:
-        metrics |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-        metrics |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint": best}
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-        rank_zero_info(f"Run folder: {folder}")
+        if rank_zero_only.rank == 0 and metrics:  # also of a test that failed: the training is done
+            metrics["seconds"] = round(time.perf_counter() - started, 1)
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+            rank_zero_info(f"Run folder: {folder}")
 
 
 if __name__ == "__main__":

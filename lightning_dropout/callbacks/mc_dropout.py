@@ -7,7 +7,7 @@ inside each call only (``sampling``), so no hook, exception or interrupt can lea
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Union, get_args
+from typing import Any, Literal, Union, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -51,7 +51,8 @@ class MCDropout(AnyCallback):
         labels: Where a batch holds its labels: ``"auto"`` (``batch[1]``, or the keys labels, label, y, target), a
             dotted path such as ``"1"`` or ``"target.class"``, or a function of the batch. If a batch has none, only
             the keys that need none are logged.
-        rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint; ``"base"``: those that the
+        rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint, unless these are all 0;
+            ``"base"``: those that the
             model was built with; a number: one probability for every site.
         compare: Whether to run each batch once without dropout, for ``det/*``.
         sites: Glob pattern or patterns of the sites to sample.
@@ -111,7 +112,7 @@ class MCDropout(AnyCallback):
         self.compare = compare
         self.sites = sites
         self.exclude = exclude
-        self.kinds = kinds
+        self.kinds = cast(tuple[Kind, ...], (kinds,) if isinstance(kinds, str) else tuple(kinds))
         self.class_dim = class_dim
         self.seed = seed
         self.return_uncertainty = return_uncertainty
@@ -135,12 +136,14 @@ class MCDropout(AnyCallback):
         if self.rates == "trained" and not any(_final_rate(trainer, site) for site in found):
             raise ValueError(
                 f"Expected rates above 0 at the end of training, but got 0 at all {len(found)} sites, where "
-                'Monte-Carlo dropout would sample nothing; pass `rates="base"` or e.g. `rates=0.1` to MCDropout.'
+                'Monte-Carlo dropout would sample nothing; pass `rates="base"` or e.g. `rates=0.1` to MCDropout '
+                "(callbacks.mc_dropout.rates=base)."
             )
         if self.rates == "base" and not any(_base_rate(trainer, site) for site in found):
             raise ValueError(
                 f"Expected a model built with rates above 0, but got 0 at all {len(found)} sites, where Monte-Carlo "
-                'dropout would sample nothing; pass `rates="trained"` or e.g. `rates=0.1` to MCDropout.'
+                'dropout would sample nothing; pass `rates="trained"` or e.g. `rates=0.1` to MCDropout '
+                "(callbacks.mc_dropout.rates=0.1), or leave it out (callbacks/mc_dropout=none)."
             )
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
@@ -334,14 +337,17 @@ class MCDropout(AnyCallback):
 
     def _rates(self, sites: Sequence[Site]) -> list[float] | None:
         assert self._base_rate is not None  # noqa: S101  (a stage has begun)
-        if self.rates == "trained" and self._dev_run and not any(site.rate for site in sites):
-            # One step into a schedule that starts at 0 nothing has been trained yet; the code is tried all the same.
-            self._say("MCDropout: fast_dev_run ends before the schedule drops anything; sampling at the base rates.")
-            return [self._base_rate(site) or _DEV_RUN_RATE for site in sites]
-        if self.rates == "trained":
+        if self.rates == "trained" and any(site.rate for site in sites):
             return None
+        base = [self._base_rate(site) for site in sites]
+        if self.rates == "trained" and (any(base) or self._dev_run):
+            # A late start, and the best epoch before it; or one step into a schedule that starts at 0.
+            self._say("MCDropout: the trained rates are all 0 here; sampling at the rates the model was built with.")
+            return base if any(base) else [_DEV_RUN_RATE] * len(sites)
+        if self.rates == "trained":
+            return None  # refused by the sampler, which names the sites
         if self.rates == "base":
-            return [self._base_rate(site) for site in sites]
+            return base
         return [float(self.rates)] * len(sites)
 
     def _leave_step(self, pl_module: Any, batch: Any) -> None:

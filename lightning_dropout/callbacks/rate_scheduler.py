@@ -42,11 +42,12 @@ class _Group:
 class RateScheduler(AnyCallback):
     """What both schedulers share; use :class:`DropoutScheduler` or :class:`StochasticDepthScheduler`.
 
-    A subclass says which ``kinds`` it drives and under which ``prefix`` it logs.
+    A subclass says which ``kinds`` it drives, under which ``prefix`` it logs and which ``option`` chooses it.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
     prefix: ClassVar[str]
+    option: ClassVar[str]  # what the config groups call it
 
     def __init__(
         self,
@@ -212,7 +213,8 @@ class RateScheduler(AnyCallback):
             raise ValueError(
                 f"Expected `scale` to find a rate above 0 to scale, but got 0 at all {len(sites)} sites "
                 f"({', '.join(zeros[:5])}{', ...' if len(zeros) > 5 else ''}); pass `rate=` with absolute "
-                "probabilities, or build the model with its highest rates."
+                "probabilities, build the model with its highest rates, or leave the scheduler out "
+                f"({self.option}=none)."
             )
         if zeros:
             rank_zero_info(f"{type(self).__name__}: built with rate 0, they stay 0 under `scale`: {', '.join(zeros)}")

@@ -50,6 +50,7 @@ class DropoutScheduler(RateScheduler):
 
     kinds = ("dropout", "attention", "recurrent")
     prefix = log_keys.DROPOUT
+    option = "callbacks/dropout"
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class StochasticDepthScheduler(RateScheduler):
 
     kinds = ("drop_path", "layer_drop")
     prefix = log_keys.DROP_PATH
+    option = "callbacks/stochastic_depth"
 
     def __init__(
         self,

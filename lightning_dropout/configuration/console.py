@@ -19,6 +19,8 @@ def quiet_lightning() -> None:
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)  # once, however often it is called
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # evaluate.py leaves the callbacks out that only training has.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -27,6 +27,7 @@ __all__ = ["diagnose", "explain"]
 _HOUSE_STYLE = "Expected `"  # how every message of this package for its user begins
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_UNREADABLE = re.compile(r"PytorchStreamReader|UnpicklingError|EOFError|invalid magic number|invalid load key")
 _WRONG_ARGUMENTS = re.compile(
     r"unexpected keyword argument|missing \d+ required|multiple values for|positional argument"
 )
@@ -155,6 +156,8 @@ def _os_error(exception: OSError) -> ConfigError | None:
     if found:
         return _blame(one_line(str(exception)), *found)
     if exception.errno is None:  # raised by hand with a text of its own, by a data module for example
+        if str(exception).startswith("Checkpoint file not found"):  # Lightning's words
+            return ConfigError(f"{_text(exception).rstrip('.')}; pass the path of one, or null.", "ckpt_path")
         by_hand = isinstance(exception, _WRONG_PATH) or type(exception).__name__ == "UnidentifiedImageError"
         return ConfigError(_text(exception)) if by_hand else _message(exception)
     if exception.filename is not None and _raised_inside(
@@ -184,10 +187,28 @@ def _message(exception: BaseException) -> ConfigError | None:
     message = text if told else _argument_message(exception) if found else None
     if message is not None:
         return _blame(message, *found) if found else ConfigError(message)
+    if "Error(s) in loading state_dict" in text:
+        return ConfigError(
+            "Expected a checkpoint of this model, but its weights do not fit; choose the model that it was trained "
+            "with.",
+            "ckpt_path",
+        )
+    if _UNREADABLE.search(f"{type(exception).__name__}: {text}") and _loads_a_checkpoint(exception):
+        return ConfigError(
+            f"Expected a checkpoint that can be read, but got {type(exception).__name__}: "
+            f"{_first_line(exception)[:200]}; it is cut short, no checkpoint, or holds objects that are not loaded for "
+            "safety. Choose another.",
+            "ckpt_path",
+        )
     if isinstance(exception, ValueError) and _raised_inside(exception, "hydra"):
         # The log file of the job could not be opened; or two flags exclude each other.
         return _output_folder(exception.__cause__) if isinstance(exception.__cause__, OSError) else ConfigError(text)
     return None
+
+
+def _loads_a_checkpoint(exception: BaseException) -> bool:
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(exception.__traceback__)]
+    return any(name.endswith("serialization.py") for name in frames)
 
 
 def _argument_message(cause: BaseException) -> str | None:

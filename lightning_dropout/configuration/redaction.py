@@ -16,6 +16,7 @@ from lightning_dropout.configuration.secret_names import is_secret_name
 __all__ = ["REDACTED", "redact", "refuse_secrets"]
 
 REDACTED = "<redacted>"
+_NO_SECRETS = frozenset({"PWD", "OLDPWD"})  # the shell's folders, though the first reads like a password
 _SHORTEST_SECRET = 8  # characters; shorter values of environment variables would match by accident
 _REFERENCE = re.compile(r"\$\{[\w.:]+\}|\?\?\?")  # ${oc.env:X} names a secret, ${oc.env:X,default} may hold one
 _KEY_IN_VALUE = re.compile(r"(\w+)['\"]?\s*:(?!\s*(?:null|\$\{[\w.:]+\}))")  # logger={api_key: abc}
@@ -78,7 +79,11 @@ def refuse_secrets(overrides: Sequence[str]) -> None:
 
 
 def _environment_secrets() -> list[str]:
-    return [value for name, value in os.environ.items() if len(value) >= _SHORTEST_SECRET and is_secret_name(name)]
+    return [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_SECRET and is_secret_name(name) and name not in _NO_SECRETS
+    ]
 
 
 def _clean(value: object, secrets: Sequence[str], under_secret_key: bool) -> object:

@@ -18,6 +18,10 @@ def config_of_checkpoint(ckpt_path: str | Path) -> DictConfig:
     Raises:
         ConfigError: If there is no such file, or no ``.hydra/config.yaml`` in the run's folder.
     """
+    if not isinstance(ckpt_path, str | Path):
+        raise ConfigError(
+            "Expected a path; pass ckpt_path=outputs/<run>/checkpoints/best.ckpt.", "ckpt_path", ckpt_path
+        )
     checkpoint = Path(ckpt_path).absolute()
     stored = checkpoint.parent.parent / ".hydra" / "config.yaml"
     for path in (checkpoint, stored):

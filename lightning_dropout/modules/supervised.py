@@ -86,7 +86,7 @@ class SupervisedModule(LightningModule):
         if not 0 < steps < math.inf:
             raise ValueError(
                 f"Expected a run of known length for the learning-rate schedule, but got {steps} steps; set "
-                "`max_steps` on the trainer, or `scheduler=None`."
+                "`max_steps` on the trainer, or `scheduler=None` (module.scheduler=null)."
             )
         scheduler = self._make_scheduler(optimizer, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

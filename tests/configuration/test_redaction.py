@@ -108,3 +108,9 @@ HARMLESS = (
 
 def test_harmless_overrides_pass() -> None:
     refuse_secrets(HARMLESS.split())
+
+
+def test_the_shells_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    refuse_secrets(["hydra.run.dir=/home/somebody/project/outputs"])
+    assert redact(OmegaConf.create({"root": "/home/somebody/project/data"})) == {"root": "/home/somebody/project/data"}

@@ -29,7 +29,7 @@ def checkpoint(run_script: Run, tmp_path: Path) -> Path:
 def test_test_repeats_the_numbers_of_the_run(run_script: Run, tmp_path: Path, checkpoint: Path) -> None:
     assert run_script("evaluate", f"ckpt_path={checkpoint}", "hydra.run.dir=again") == 0
     before = json.loads((tmp_path / "outputs" / "stamp" / "metrics.json").read_text())
-    after = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    after = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert {"test/mc/nll", "test/det/nll", "test/accuracy"} <= after.keys()
     assert after == pytest.approx({key: before[key] for key in after})
 
@@ -57,6 +57,7 @@ def test_predict_writes_a_row_a_sample(run_script: Run, tmp_path: Path, checkpoi
     [
         (["ckpt_path=nowhere/best.ckpt"], ["ckpt_path=nowhere/best.ckpt", "outputs/<run>/checkpoints"]),
         ([], ["ckpt_path"]),
+        (["ckpt_path=null"], ["ckpt_path=null", "outputs/<run>/checkpoints"]),
         (["ckpt_path=x", "stage=tset"], ["stage=tset", "test or predict"]),
     ],
 )
@@ -69,6 +70,17 @@ def test_a_wrong_word_costs_one_line(
         assert word in line
 
 
+def test_a_run_without_passes_is_tested_and_not_predicted(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script("train", "model=net", "callbacks/mc_dropout=none", *SHORT) == 0
+    checkpoint = tmp_path / "outputs" / "stamp" / "checkpoints" / "best.ckpt"
+    assert run_script("evaluate", f"ckpt_path={checkpoint}", "hydra.run.dir=again") == 0
+    assert "test/accuracy" in json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert run_script("evaluate", f"ckpt_path={checkpoint}", "stage=predict") == 2
+    assert "callbacks/mc_dropout=multiclass" in capsys.readouterr().err
+
+
 def test_wrong_changes_of_a_run_are_named(
     run_script: Run, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,5 +88,7 @@ def test_wrong_changes_of_a_run_are_named(
     assert ".csv or .parquet" in capsys.readouterr().err
     assert run_script("evaluate", f"ckpt_path={checkpoint}", "+run.data.bathc_size=3") == 2
     assert "bathc_size" in capsys.readouterr().err
+    assert run_script("evaluate", f"ckpt_path={checkpoint}", "output=../table.csv", "stage=predict") == 2
+    assert "output=../table.csv" in capsys.readouterr().err
     assert run_script("evaluate", f"ckpt_path={checkpoint}", "num_samples=0") == 2
     assert "num_samples=0" in capsys.readouterr().err

@@ -32,14 +32,17 @@ def test_a_run_leaves_checkpoint_metrics_csv_and_wandb_run_that_agree(
     printed = capsys.readouterr()
     folder = tmp_path / "outputs" / "stamp"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {"test/accuracy", "test/mc/nll", "test/det/nll", "test/mc/mutual_information", "val/gap"} <= metrics.keys()
+    assert {"test/accuracy", "test/mc/nll", "test/det/nll", "test/mc/mutual_information"} <= metrics.keys()
+    assert metrics["checkpoint"] == "checkpoints/best.ckpt"
     assert metrics["test/loss"] == pytest.approx(metrics["test/mc/nll"], abs=1e-5)  # the step saw the mean predictive
     assert metrics["epochs"] == 2
     with (folder / "csv" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     last = {key: float(value) for row in rows for key, value in row.items() if value}
-    for key in ("test/accuracy", "test/mc/nll", "val/loss", "val/gap"):
+    for key in ("test/accuracy", "test/mc/nll", "test/det/nll"):
         assert last[key] == pytest.approx(metrics[key], abs=1e-6)
+    for key in ("val/loss", "val/gap", "val/accuracy"):
+        assert last[key] == pytest.approx(metrics["last_epoch"][key], abs=1e-6)
     rates = [float(row["dropout/max"]) for row in rows if row.get("dropout/max")]
     assert rates == pytest.approx([0.1 * step / 6 for step in range(6)])
     assert f"{metrics['test/mc/nll']:.6f}"[:7] in printed.out
@@ -51,6 +54,37 @@ def test_a_run_leaves_checkpoint_metrics_csv_and_wandb_run_that_agree(
     assert list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert "wandb sync" in printed.err + printed.out
     assert (folder / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_late_start_after_the_best_epoch_is_sampled_all_the_same(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["model=net", "logger=csv", "callbacks/dropout=late", "callbacks.checkpoint.monitor=epoch", *SHORT]
+    assert run_script("train", *arguments, "callbacks.mc_dropout.num_samples=3") == 0  # the first epoch is the best
+    assert "sampling at the rates the model was built with" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "outputs" / "stamp" / "metrics.json").read_text())
+    assert metrics["test/mc/mutual_information"] > 0
+
+
+def test_metrics_of_the_fit_survive_a_test_that_fails(run_script: Run, tmp_path: Path) -> None:
+    assert run_script("train", "model=net", "logger=csv", "callbacks.mc_dropout.task=binary", *SHORT) == 2
+    metrics = json.loads((tmp_path / "outputs" / "stamp" / "metrics.json").read_text())
+    assert metrics["epochs"] == 2
+    assert "val/loss" in metrics["last_epoch"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script("train", "model=net", "logger=csv", "callbacks/mc_dropout=none", *SHORT) == 0
+    checkpoint = tmp_path / "outputs" / "stamp" / "checkpoints" / "last.ckpt"
+    other = ["model=mlp", "logger=csv", *SHORT]
+    capsys.readouterr()
+    assert run_script("train", *other, f"ckpt_path={checkpoint}", "hydra.run.dir=second") == 2
+    assert "error: ckpt_path: Expected a checkpoint of this model" in capsys.readouterr().err
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert run_script("train", *other, f"ckpt_path={checkpoint}", "hydra.run.dir=third") == 2
+    assert "error: ckpt_path: Expected a checkpoint that can be read" in capsys.readouterr().err
 
 
 WRONG = {
@@ -65,6 +99,9 @@ WRONG = {
     "an unknown argument": (["+model.drop_rate=0.1"], ["model.drop_rate", "drop_path"]),
     "a secret in the open": (["+logger.wandb.api_key=abc"], ["api_key", "WANDB_API_KEY"]),
     "no such checkpoint": (["ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
+    "no seed": (["seed=-1"], ["seed=-1", "whole number"]),
+    "a factor of nothing": (["model=net", "model.p=0"], ["scale", "callbacks/dropout=none"]),
+    "passes that would all be one": (["callbacks/dropout=early"], ["rates", "callbacks.mc_dropout.rates=base"]),
     "an unknown experiment": (["experiment=vit_digit"], ["vit_digit", "vit_digits"]),
     "a value missing": (["data=cifar10"], ["data.root"]),
 }
