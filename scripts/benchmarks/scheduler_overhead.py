@@ -63,7 +63,7 @@ def main() -> None:
     """Train, time, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--log-every-n-steps", type=int, default=5)
+    parser.add_argument("--log-every-n-steps", type=int, default=10)
     arguments = parser.parse_args()
     quiet_lightning()
     seed_everything(0, verbose=False)
