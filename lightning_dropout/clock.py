@@ -10,6 +10,7 @@ import numbers
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 __all__ = ["Clock", "Duration", "RunLength", "parse_duration"]
@@ -129,11 +130,11 @@ class Clock:
             if total.unit == "run" or total.amount == 0:
                 raise ValueError(f'Expected `total` to be e.g. "500step" or "20ep", but got {self.total!r}.')
 
-    @property
+    @cached_property  # asked at every step
     def _begin(self) -> Duration:
         return parse_duration(0 if self.begin is None else self.begin, "begin")
 
-    @property
+    @cached_property
     def _end(self) -> Duration:
         return parse_duration(1 if self.end is None else self.end, "end")
 

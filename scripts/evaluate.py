@@ -16,16 +16,15 @@ from lightning_dropout.configuration import (
     build_each,
     check_name,
     check_output_dir,
+    check_run,
     check_seed,
-    check_targets,
     config_of_checkpoint,
-    fill_missing,
+    fill_from_data,
     quiet_lightning,
     run_main,
 )
 
 os.environ.setdefault("LIGHTNING_DROPOUT_STAMP", time.strftime("%Y-%m-%d_%H-%M-%S"))
-FROM_DATA = ("input_shape", "num_classes", "num_outputs")  # keys that are ??? in conf/ until the data are known
 
 
 def config_of_run(cfg: DictConfig) -> DictConfig:
@@ -55,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.stage not in ("test", "predict"):
         raise ConfigError("Expected test or predict.", "stage", cfg.stage)
     run = config_of_run(cfg)
-    check_targets(run, {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]})
+    check_run(run)
     folder = check_output_dir(cfg.output_dir)
 
     from lightning.pytorch import seed_everything  # only now: wrong words answer at once
@@ -66,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     quiet_lightning()
     seed_everything(check_seed(run.seed), workers=True, verbose=False)
     data = build(run, "data")
-    fill_missing(run, ("model", "module"), FROM_DATA, data)
+    fill_from_data(run, data)
     module = build(run, "module", net=build(run, "model"))
     trainer = build(run, "trainer", callbacks=build_each(run, "callbacks"), logger=False)
     if cfg.stage == "test":

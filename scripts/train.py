@@ -19,9 +19,9 @@ from lightning_dropout.configuration import (
     build,
     build_each,
     check_output_dir,
+    check_run,
     check_seed,
-    check_targets,
-    fill_missing,
+    fill_from_data,
     quiet_lightning,
     redact,
     run_main,
@@ -30,14 +30,12 @@ from lightning_dropout.configuration import (
 
 # Set before Hydra or a launcher starts anything: all ranks and all jobs of a sweep write into one folder.
 os.environ.setdefault("LIGHTNING_DROPOUT_STAMP", time.strftime("%Y-%m-%d_%H-%M-%S"))
-FROM_DATA = ("input_shape", "num_classes", "num_outputs")  # keys that are ??? in conf/ until the data are known
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run one job."""
-    supplied = {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]}
-    check_targets(cfg, supplied)
+    check_run(cfg)
     folder = check_output_dir(cfg.output_dir)
     hydra_cfg = HydraConfig.get()
     if cfg.run_group is None and hydra_cfg.mode is RunMode.MULTIRUN:
@@ -55,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     if rank_zero_only.rank == 0:  # first: missing or corrupt data end the run before a model is built
         data.prepare_data()
         data.setup("fit")
-    fill_missing(cfg, ("model", "module"), FROM_DATA, data)
+    fill_from_data(cfg, data)
     module = build(cfg, "module", net=build(cfg, "model"))
     trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=build_each(cfg, "logger"))
     say_idle_gpus(torch.cuda.device_count(), trainer.num_devices)

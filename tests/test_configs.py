@@ -8,11 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dropout.configuration import build, build_each, check_targets, fill_missing
+from lightning_dropout.configuration import build, build_each, check_run, fill_from_data
 
 CONF = Path(__file__).parent.parent / "conf"
-FROM_DATA = ("input_shape", "num_classes", "num_outputs")
-SUPPLIED = {"module": ["net", *FROM_DATA], "model": FROM_DATA, "trainer": ["callbacks", "logger"]}
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(str(path.relative_to(CONF).parent) for path in CONF.glob("**/*.yaml") if path.parent != CONF)
 OPTIONS = [
@@ -31,9 +29,9 @@ def compose_train(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str
 
 def fast_dev_run(cfg: DictConfig) -> Any:
     """Do what scripts/train.py does, for one batch of each stage."""
-    check_targets(cfg, SUPPLIED)
+    check_run(cfg)
     data = build(cfg, "data")
-    fill_missing(cfg, ("model", "module"), FROM_DATA, data)
+    fill_from_data(cfg, data)
     module = build(cfg, "module", net=build(cfg, "model"))
     trainer = build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), logger=False)
     trainer.fit(module, data)
@@ -77,7 +75,7 @@ def test_every_option_fits_the_code(
     if group == "data" and option in ("cifar10", "image_folder"):
         overrides.append(f"data.root={few_images}")
     cfg = compose_train(monkeypatch, tmp_path, *overrides)
-    check_targets(cfg, SUPPLIED)
+    check_run(cfg)
     if group.startswith("callbacks") or group == "data":
         assert build_each(cfg, group.split("/")[0])
 
@@ -114,7 +112,7 @@ def test_defaults_of_config_and_python_agree_on_no_key_that_nothing_reads(
     cfg = compose_train(monkeypatch, tmp_path)
     OmegaConf.update(cfg, "callbacks.mc_dropout.num_sample", 3, force_add=True)
     with pytest.raises(ValueError, match=r"callbacks\.mc_dropout\.num_sample.*num_samples"):
-        check_targets(cfg, SUPPLIED)
+        check_run(cfg)
 
 
 def test_the_multirun_covers_three_ways_and_two_lengths() -> None:

@@ -7,7 +7,7 @@ modules hold. What the run borrows, the model's own rates, is given back at its 
 
 import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Union
@@ -306,7 +306,6 @@ def _state_name(site: Site) -> str:
 
 def _is_frozen(model: nn.Module, owner: nn.Module) -> bool:
     """Tell whether the smallest part of ``model`` around ``owner`` that has parameters trains none of them."""
-    around: Callable[[nn.Module], bool] = lambda part: any(module is owner for module in part.modules())  # noqa: E731
-    holders = [part for part in model.modules() if around(part) and any(True for _ in part.parameters())]
+    holders = [part for part in model.modules() if owner in part.modules() and any(True for _ in part.parameters())]
     smallest = min(holders, key=lambda part: sum(1 for _ in part.modules()), default=None)
     return smallest is not None and not any(parameter.requires_grad for parameter in smallest.parameters())

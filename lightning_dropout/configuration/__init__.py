@@ -12,6 +12,7 @@ from lightning_dropout.configuration.explain import explain
 from lightning_dropout.configuration.fill import fill_missing
 from lightning_dropout.configuration.paths import check_name, check_output_dir
 from lightning_dropout.configuration.redaction import redact, refuse_secrets
+from lightning_dropout.configuration.run import check_run, fill_from_data
 from lightning_dropout.configuration.seed import check_seed
 from lightning_dropout.configuration.stored import config_of_checkpoint
 from lightning_dropout.configuration.targets import check_targets
@@ -24,10 +25,12 @@ __all__ = [
     "build_each",
     "check_name",
     "check_output_dir",
+    "check_run",
     "check_seed",
     "check_targets",
     "config_of_checkpoint",
     "explain",
+    "fill_from_data",
     "fill_missing",
     "quiet_lightning",
     "redact",

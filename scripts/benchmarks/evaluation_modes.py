@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_dropout import mc_sample
-from lightning_dropout.configuration import build, config_of_checkpoint, fill_missing
+from lightning_dropout.configuration import build, config_of_checkpoint, fill_from_data
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cfg = config_of_checkpoint(arguments.checkpoint)
     data = build(cfg, "data")
-    fill_missing(cfg, ("model",), ("input_shape", "num_classes", "num_outputs"), data)
+    fill_from_data(cfg, data)
     net = build(cfg, "model").eval()
     state = torch.load(arguments.checkpoint, weights_only=True)["state_dict"]
     net.load_state_dict({key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")})
