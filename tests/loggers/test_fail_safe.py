@@ -16,17 +16,25 @@ pytestmark = pytest.mark.usefixtures("clean_wandb")
 
 
 KILLED = """
-import os, signal, subprocess, sys
+import subprocess, sys
 from lightning_dropout.loggers import finish_wandb, wandb_logger
 
+started = []
+
+
+class Recorded(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        started.append(self)
+
+
+subprocess.Popen = Recorded
 logger = wandb_logger(save_dir=sys.argv[1], mode="offline")
 finish_wandb()
 assert "wandb" not in sys.modules, "wandb was imported before a run needs it"
 logger.log_metrics({"train/loss": 1.0}, step=0)
-listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-rows = [line.split() for line in listing.splitlines() if "wandb-core" in line]
-(core,) = [int(pid) for pid, parent, *_ in rows if int(parent) == os.getpid()]
-os.kill(core, signal.SIGKILL)  # as the kernel does when memory runs out
+(core,) = [process for process in started if "wandb-core" in str(process.args)]
+core.kill()  # as the kernel does when memory runs out
 for step in range(1, 20):
     logger.log_metrics({"train/loss": 1.0}, step=step)
     logger.log_hyperparams({"step": step})
