@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_dropout.schedules import Late as Late
     from lightning_dropout.schedules import Linear as Linear
     from lightning_dropout.schedules import Schedule as Schedule
+    from lightning_dropout.sites import Audit as Audit
+    from lightning_dropout.sites import audit as audit
     from lightning_dropout.sites import find_sites as find_sites
     from lightning_dropout.sites import register_adapter as register_adapter
 
@@ -35,6 +37,8 @@ _HOMES = {
     "Late": "schedules",
     "Linear": "schedules",
     "Schedule": "schedules",
+    "Audit": "sites",
+    "audit": "sites",
     "find_sites": "sites",
     "register_adapter": "sites",
 }

@@ -15,6 +15,7 @@ ROOMS = [
     "log_keys",
     "schedules",
     "clock",
+    "randomness",
     "nn",
     "sites",
     "sampling",
@@ -26,6 +27,7 @@ ROOMS = [
     "reports",
     "loggers",
     "configuration",
+    "zoo",
     "cli",
 ]
 # Above in the list, and yet none of their business.
@@ -35,10 +37,11 @@ WITHOUT = {
     "probability": {"torch", "lightning"},
     "schedules": {"torch", "lightning"},
     "clock": {"torch", "lightning"},
+    "randomness": {"lightning"},
     "nn": {"lightning", "hydra", "wandb"},
     "sites": {"lightning", "timm", "torchvision", "transformers"},
     "sampling": {"lightning", "torchmetrics"},
-    "models": {"lightning", "timm", "torchvision"},
+    "models": {"lightning", "timm", "torchvision", "transformers"},
     "configuration": {"torch", "lightning", "wandb"},
 }
 

@@ -19,6 +19,26 @@ OPTIONS = [
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 
+# What an option needs besides, in words of the command line.
+WORDS = {
+    "timm": ["model.name=test_resnet"],
+    "torchvision": ["model.name=mobilenet_v3_small", "data.channels=3"],
+    "transformers": [
+        "model.name=vit",
+        "+model.patch_size=4",
+        "+model.hidden_size=16",
+        "+model.num_hidden_layers=2",
+        "+model.num_attention_heads=2",
+    ],
+    "custom": [
+        "model._target_=timm.create_model",
+        "+model.model_name=test_resnet",
+        "+model.num_classes=???",
+        "+model.in_chans=1",
+        "+model.drop_rate=0.1",
+    ],
+}
+
 
 def compose_train(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> DictConfig:
     monkeypatch.setenv("LIGHTNING_DROPOUT_STAMP", "test")
@@ -71,7 +91,7 @@ def few_images(tmp_path: Path) -> Path:
 def test_every_option_fits_the_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_images: Path, group: str, option: str
 ) -> None:
-    overrides = [f"{group}={option}"]
+    overrides = [f"{group}={option}", *WORDS.get(option, [])]
     if group == "data" and option in ("cifar10", "image_folder"):
         overrides.append(f"data.root={few_images}")
     cfg = compose_train(monkeypatch, tmp_path, *overrides)
@@ -80,10 +100,20 @@ def test_every_option_fits_the_code(
         assert build_each(cfg, group.split("/")[0])
 
 
-@pytest.mark.parametrize("model", ["net", "mlp", "resnet", "vit"])
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
 def test_every_model_runs_on_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
-    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, f"model={model}", "data=digits", *FAST))
+    words = ["data=digits", *WORDS.get(model, [])]
+    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, f"model={model}", *words, *FAST))
     assert {"test/accuracy", "test/mc/nll", "test/det/nll"} <= metrics.keys()
+
+
+def test_a_model_of_timm_runs_on_colour_images_with_both_families_on_schedule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_images: Path
+) -> None:
+    words = ["model=timm", "model.name=test_vit", "model.attention_p=0.1", "data=cifar10", f"data.root={few_images}"]
+    cfg = compose_train(monkeypatch, tmp_path, *words, *FAST)
+    assert {"dropout", "stochastic_depth"} <= {name for name, node in cfg.callbacks.items() if node}
+    assert fast_dev_run(cfg)["test/mc/nll"] > 0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_dropout.cli import main
 from lightning_dropout.nn import DropPath
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,9 @@ def test_the_python_of_the_readme_runs(
     metrics = names["trainer"].callback_metrics
     assert metrics["loss"] == pytest.approx(metrics["test/mc/nll"].item(), abs=1e-4)
     assert "test/det/nll" in metrics
-    assert "[('dropout1', 0.25), ('dropout2', 0.25)]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "[('dropout1', 0.25), ('dropout2', 0.25)]" in printed
+    assert "[('pos_drop', 'rate 0')]" in printed
     assert names["prediction"].votes.shape == (8, 10)
 
 
@@ -86,3 +89,9 @@ def test_no_number_is_missing() -> None:
 def test_pictures_and_links_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_audit_of_the_readme_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = re.findall(r"\$ lightning-dropout (audit timm/\S+)\n(.*?)```", README, flags=re.DOTALL)
+    main(shown[0].split())
+    assert capsys.readouterr().out == shown[1]

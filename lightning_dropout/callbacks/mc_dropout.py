@@ -20,8 +20,8 @@ from lightning_dropout.callbacks.batch_labels import labels_of
 from lightning_dropout.callbacks.rate_scheduler import schedulers_of
 from lightning_dropout.metrics.predictive import PredictiveMetrics
 from lightning_dropout.probability import check_probability
+from lightning_dropout.randomness import derive_seed
 from lightning_dropout.sampling.prediction import MCPrediction, Statistics, Task, check_outputs, check_task
-from lightning_dropout.sampling.randomness import derive_seed
 from lightning_dropout.sampling.sample import DEFAULT_KINDS, check_num_samples, draw_passes
 from lightning_dropout.sites import Kind, Site, find_sites
 
@@ -207,11 +207,11 @@ class MCDropout(AnyCallback):
         self._guarded, self._metrics, self._said = set(), {}, set()
 
     def _targets(self, pl_module: Any) -> list[nn.Module]:
-        holders = {id(site.holder) for site in self._found}
+        places = {id(user.module) for site in self._found for user in site.users}
         dropping = {
             name: part
             for name, part in pl_module.named_modules()
-            if any(id(inner) in holders for inner in part.modules())
+            if any(id(inner) in places for inner in part.modules())
         }
         children = {name: child for name, child in pl_module.named_children() if name in dropping}
         if self.module == "auto":
@@ -279,7 +279,7 @@ class MCDropout(AnyCallback):
             if self._outermost not in (None, target):
                 self._refuse_second(pl_module, target)
             self._outermost = target
-            sites = [site for site in self._found if id(site.holder) in parts]
+            sites = [site for site in self._found if any(id(user.module) in parts for user in site.users)]
             self._sampling = True
             try:
                 return self._sample(pl_module, sites, functools.partial(original, *args, **kwargs), (args, kwargs))

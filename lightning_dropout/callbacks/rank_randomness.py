@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_dropout.callbacks.any_callback import AnyCallback
-from lightning_dropout.sampling.randomness import derive_seed, seed_everywhere
+from lightning_dropout.randomness import derive_seed, seed_everywhere
 
 __all__ = ["RankRandomness"]
 

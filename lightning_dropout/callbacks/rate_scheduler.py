@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Union
 
+import rich
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -20,7 +21,7 @@ from lightning_dropout.callbacks.any_callback import AnyCallback
 from lightning_dropout.clock import Clock, RunLength
 from lightning_dropout.probability import check_probability
 from lightning_dropout.schedules import Constant, Schedule
-from lightning_dropout.sites import Kind, Site, find_sites, matches, sites_of
+from lightning_dropout.sites import Audit, Kind, Observer, Site, compare, find_sites, selected, sites_of
 
 __all__ = ["RateScheduler", "Rates", "schedulers_of"]
 
@@ -58,6 +59,7 @@ class RateScheduler(AnyCallback):
         exclude: str | Sequence[str],
         clock: Clock,
         name: str | None,
+        audit: bool,
     ) -> None:
         super().__init__()
         if (rate is None) == (scale is None):
@@ -95,6 +97,9 @@ class RateScheduler(AnyCallback):
         self._borrowed: list[tuple[Site, float]] = []  # what to give back; empty outside a run
         self._trained: dict[str, float] = {}
         self._checked_modes = False
+        self.audit = audit
+        self.findings: Audit | None = None
+        self._observer: Observer | None = None
 
     @property
     def state_key(self) -> str:
@@ -120,6 +125,7 @@ class RateScheduler(AnyCallback):
         self._borrow(site for group in groups for site in group.sites)
         self._groups = groups
         self._checked_modes = False
+        self.findings = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self._checked_modes:
@@ -137,6 +143,14 @@ class RateScheduler(AnyCallback):
             # Only when Lightning writes to the loggers: a log call costs more than setting a hundred rates. Its own
             # word for when, since `global_step` counts the steps of every optimizer.
             pl_module.log_dict(self._effective_rates(trainer), on_step=True, on_epoch=False, batch_size=1)
+        if self._is_to_observe(trainer):
+            self._observe(pl_module)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        self._report(pl_module)  # before activation checkpointing runs forwards again
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._report(pl_module)  # a step without a backward
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._groups:  # inside fit the current rates stand
@@ -149,9 +163,11 @@ class RateScheduler(AnyCallback):
         self._apply_trained(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._stop_observing()
         self._give_back()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._stop_observing()
         self._give_back()
 
     def base_rate(self, site: Site) -> float | None:
@@ -160,9 +176,9 @@ class RateScheduler(AnyCallback):
 
     def final_rate(self, trainer: Any, site: Site) -> float | None:
         """Return the rate to which the fit brings ``site``; ``None`` where this scheduler does not drive it."""
-        if site.kind in self.kinds and not matches(site.name, self._exclude):
+        if site.kind in self.kinds:
             for _, pattern, schedule in self._plan:
-                if matches(site.name, pattern):
+                if selected(site, pattern, self._exclude):
                     base = self.base_rate(site)
                     unit = 1.0 if self._argument == "rate" else site.rate if base is None else base
                     return float(schedule(self._final_progress(trainer))) * unit
@@ -250,6 +266,36 @@ class RateScheduler(AnyCallback):
                         "before `fit`, or leave the site out with `exclude`."
                     )
 
+    def _is_to_observe(self, trainer: Any) -> bool:
+        """Tell whether the coming forward is the one to observe: the first in which a site of this scheduler drops."""
+        if not self.audit or self.findings is not None or not trainer.is_global_zero:
+            return False
+        auditors = [other for other in schedulers_of(trainer) if other.audit]
+        return auditors[0] is self and any(site.effective_rate for group in self._groups for site in group.sites)
+
+    def _observe(self, model: nn.Module) -> None:
+        if _is_compiled(model):
+            self.audit = False
+            rank_zero_info(
+                f"{type(self).__name__}: compiled code cannot be observed, so `audit=True` reports nothing; audit the "
+                "model before it is compiled: `audit(model, batch)`."
+            )
+            return
+        self._observer = Observer(model)
+        self._observer.__enter__()
+
+    def _report(self, model: nn.Module) -> None:
+        if self._observer is not None:
+            observer = self._observer
+            self._stop_observing()
+            self.findings = compare(model, sites_of(model, strict=False), observer)
+            rich.print(self.findings)
+
+    def _stop_observing(self) -> None:
+        if self._observer is not None:
+            observer, self._observer = self._observer, None
+            observer.__exit__(None, None, None)
+
     def _effective_rates(self, trainer: Any) -> dict[str, float]:
         """Return what the modules drop with: over all sites of this family, and in each group of this scheduler."""
         family = [group for other in schedulers_of(trainer) if other.prefix == self.prefix for group in other._groups]
@@ -309,3 +355,11 @@ def _is_frozen(model: nn.Module, owner: nn.Module) -> bool:
     holders = [part for part in model.modules() if owner in part.modules() and any(True for _ in part.parameters())]
     smallest = min(holders, key=lambda part: sum(1 for _ in part.modules()), default=None)
     return smallest is not None and not any(parameter.requires_grad for parameter in smallest.parameters())
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Tell whether ``torch.compile`` runs a part of ``model``, be it as a wrapper, in place or by Lightning."""
+    return bool(getattr(model, "_compiler_ctx", None)) or any(
+        type(part).__module__ == "torch._dynamo.eval_frame" or getattr(part, "_compiled_call_impl", None) is not None
+        for part in model.modules()
+    )

@@ -36,6 +36,8 @@ class DropoutScheduler(RateScheduler):
         end: Where progress 1 lies.
         total: Length of the run where the trainer cannot know it, ``"5000step"`` or ``"20ep"``.
         name: Names the group in the logs and tells two schedulers of one trainer apart in checkpoints.
+        audit: Whether to observe the first training forward that drops and print what it really dropped, of all kinds;
+            nothing is run in addition, and the result stays in ``findings``.
 
     Raises:
         ValueError: For impossible arguments at construction; at the start of a fit if no site matches, a site is driven
@@ -64,9 +66,10 @@ class DropoutScheduler(RateScheduler):
         end: Union[str, float, None] = None,  # noqa: UP007
         total: str | None = None,
         name: str | None = None,
+        audit: bool = False,
     ) -> None:
         clock = Clock(unit=unit, begin=begin, end=end, total=total)
-        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name)
+        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name, audit=audit)
 
 
 class StochasticDepthScheduler(RateScheduler):
@@ -89,6 +92,7 @@ class StochasticDepthScheduler(RateScheduler):
         end: Where progress 1 lies.
         total: Length of the run where the trainer cannot know it.
         name: Names the group in the logs and tells two schedulers of one trainer apart in checkpoints.
+        audit: Whether to observe the first training forward that drops and print what it really dropped.
 
     Raises:
         ValueError: As :class:`DropoutScheduler`; also for a ``depth_rule`` beside ``scale``, which keeps its own.
@@ -119,6 +123,7 @@ class StochasticDepthScheduler(RateScheduler):
         end: Union[str, float, None] = None,  # noqa: UP007
         total: str | None = None,
         name: str | None = None,
+        audit: bool = False,
     ) -> None:
         if depth_rule not in get_args(DepthRule):
             raise ValueError(
@@ -131,7 +136,7 @@ class StochasticDepthScheduler(RateScheduler):
             )
         self._depth_rule = depth_rule
         clock = Clock(unit=unit, begin=begin, end=end, total=total)
-        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name)
+        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name, audit=audit)
 
     def _factors(self, sites: Sequence[Site]) -> list[float]:
         if self._depth_rule != "linear":

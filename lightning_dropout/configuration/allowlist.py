@@ -6,12 +6,12 @@ list; it is not enough alone, since it knows only what is known to be harmful.
 
 import importlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from lightning_dropout.configuration.errors import ConfigError, closest, one_line
+from lightning_dropout.configuration.errors import ConfigError, closest, join, one_line
 
-__all__ = ["ALLOWED_TARGETS", "allow_targets", "allowed_targets", "load_target"]
+__all__ = ["ALLOWED_TARGETS", "allow_targets", "allowed_targets", "load_target", "refuse_arguments"]
 
 # "package." allows what is defined below it, a name without a final dot exactly this object.
 ALLOWED_TARGETS: tuple[str, ...] = (
@@ -27,16 +27,26 @@ ALLOWED_TARGETS: tuple[str, ...] = (
     "torch.nn.",
     "torch.optim.",
     "torchmetrics.",
+    # Both may download, from registered addresses only: timm as plain tensors (for the rest see _REFUSED_ARGUMENTS),
+    # torchvision files with a known hash. Not the rest of timm: its loaders and hub functions take any address. Nothing
+    # of transformers: pipelines and configs run code from a hub; `model=transformers` fetches nothing.
+    "timm.create_model",
+    "torchvision.models.",
     "torchvision.transforms.v2.",
 )
-# Rooms of ours that build no part of a run; the first one would let a config widen this very list.
 _REFUSED_TARGETS: tuple[str, ...] = (
+    # Rooms of ours that build no part of a run; the first one would let a config widen this very list.
     "lightning_dropout.configuration.",
     "lightning_dropout.cli.",
     "lightning_dropout.conf.",
     "lightning_dropout.reports.",
     "lightning_dropout.sites.",
+    "lightning_dropout.zoo.",
+    "torchvision.models.feature_extraction.",  # writes and runs code for a graph
 )
+# With an address of its choice and a folder of its choice, a config could put any file anywhere.
+_FETCHING = frozenset({"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"})
+_REFUSED_ARGUMENTS = {"timm.create_model": _FETCHING, "lightning_dropout.models.timm_model": _FETCHING}
 _added: list[str] = []
 
 
@@ -110,6 +120,34 @@ def load_target(name: object, key: str = "_target_") -> Callable[..., object]:
     if not (_is_allowed(identity) or (name in allowed_targets() and not _is_refused(identity))):
         raise _refusal(key, name, f" (it is {identity})")
     return found
+
+
+def refuse_arguments(name: str, arguments: Mapping[str, object], key: str) -> None:
+    """Refuse what an allowed function could still be told to do: fetch what a config names, or write where it says.
+
+    Args:
+        name: The dotted path, as ``load_target`` takes it.
+        arguments: Those given by name or by position, all by their names.
+        key: Where the node stands in the config.
+
+    Raises:
+        ConfigError: At the first such argument.
+
+    Example:
+        >>> refuse_arguments("timm.create_model", {"model_name": "hf-hub:somebody/model"}, "model")
+        Traceback (most recent call last):
+        ...
+        lightning_dropout.configuration.errors.ConfigError: model.model_name=hf-hub:somebody/model: Not allowed ...
+    """
+    refused = _REFUSED_ARGUMENTS.get(name, frozenset())
+    for argument, value in arguments.items():
+        if argument in refused or (refused and isinstance(value, str) and ":" in value):  # a source of timm's names
+            raise ConfigError(
+                "Not allowed in a config, which could fetch any file with it; call the function in Python, and allow "
+                "that with allow_targets.",
+                join(key, argument),
+                value,
+            )
 
 
 def _is_refused(name: str) -> bool:

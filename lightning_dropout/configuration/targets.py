@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from lightning_dropout.configuration.allowlist import load_target
+from lightning_dropout.configuration.allowlist import load_target, refuse_arguments
 from lightning_dropout.configuration.errors import ConfigError, join
 from lightning_dropout.configuration.explain import diagnose
-from lightning_dropout.configuration.signatures import UNKNOWN, check_arguments
+from lightning_dropout.configuration.signatures import UNKNOWN, check_arguments, positional_names
 
 __all__ = ["check_targets"]
 
@@ -62,6 +62,9 @@ def _check(node: object, key: str, supplied: Mapping[str, Collection[str]], dept
 def _check_node(values: Mapping[str, object], key: str, supplied: Mapping[str, Collection[str]]) -> None:
     if values["_target_"] is UNKNOWN:
         raise ConfigError("Expected a dotted path, but got a reference that cannot be resolved.", join(key, "_target_"))
+    if values["_target_"] == "???":  # model=custom
+        path = join(key, "_target_")
+        raise ConfigError(f"Expected the dotted path of a class or function; pass {path}=my_package.Net.", path, "???")
     target = load_target(values["_target_"], join(key, "_target_"))
     for flag in ("_partial_", "_recursive_"):
         if not isinstance(values.get(flag, False), bool):
@@ -76,6 +79,8 @@ def _check_node(values: Mapping[str, object], key: str, supplied: Mapping[str, C
     positional = values.get("_args_", ())
     if not isinstance(positional, (Sequence, ListConfig)) or isinstance(positional, str):
         raise ConfigError("Expected a list.", join(key, "_args_"), positional)
+    by_position = dict(zip(positional_names(target, len(positional)), positional, strict=False))
+    refuse_arguments(str(values["_target_"]), {**by_position, **arguments}, key)
     check_arguments(
         target,
         {name: _plain(value) for name, value in arguments.items() if value != "???"},

@@ -15,7 +15,7 @@ __all__ = ["dropping"]
 
 
 @contextmanager
-def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None) -> Iterator[None]:
+def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None, quiet: Sequence[Site] = ()) -> Iterator[None]:
     """Make ``sites`` drop, at ``rates`` of their own if given, until the block is left.
 
     In-place dropout works on copies inside, since a second pass must see the same input. The fast path of torch's
@@ -24,6 +24,7 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None) -> Ite
     Args:
         sites: What to switch on.
         rates: One probability per site in [0, 1]; ``None`` leaves them as they are.
+        quiet: Sites that one of the owners would switch on, too, and that nobody asked for: their rate is 0 inside.
 
     Example:
         >>> from lightning_dropout.sites import find_sites
@@ -37,7 +38,7 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None) -> Ite
     owners = {id(owner): owner for site in sites for owner in site.owners}.values()
     in_place = [site.holder for site in sites if getattr(site.holder, "inplace", False)]
     flags = [(owner, owner.training) for owner in owners]
-    borrowed_rates = [(site, site.rate) for site in sites] if rates is not None else []
+    borrowed_rates = [(site, site.rate) for site in (*(sites if rates is not None else ()), *quiet)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -47,6 +48,8 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None) -> Ite
             holder.inplace = False
         for site, rate in zip(sites, rates or (), strict=rates is not None):
             site.rate = rate
+        for site in quiet:
+            site.rate = 0.0
         yield
     finally:
         for site, rate in borrowed_rates:

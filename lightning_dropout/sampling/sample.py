@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_dropout.probability import check_probability
+from lightning_dropout.randomness import derive_seed, isolated_randomness, seed_everywhere
 from lightning_dropout.sampling.activation import dropping
 from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_outputs, check_task
-from lightning_dropout.sampling.randomness import derive_seed, isolated_randomness, seed_everywhere
 from lightning_dropout.sites import Kind, Site, find_sites, sites_of
 
 __all__ = ["DEFAULT_KINDS", "check_num_samples", "draw_passes", "mc_sample"]
@@ -136,15 +136,14 @@ def draw_passes(
         guarded: Whether to check that passes change nothing and differ; once per data set is enough.
     """
     _refuse_silence(sites, rates)
+    quiet = _others_to_keep_quiet(model, sites)
     statistics = Statistics(task, class_dim, keep_samples=return_samples)
     first: Outputs | None = None
     differs = False
     with ExitStack() as stack:
         witness = stack.enter_context(_Witness(model, inputs)) if guarded else None
         stack.enter_context(isolated_randomness(model))
-        stack.enter_context(dropping(sites, rates))
-        if guarded:
-            _refuse_strangers(model, sites)
+        stack.enter_context(dropping(sites, rates, quiet))
         for number in range(num_samples + _EXTRA_DRAWS):
             if number >= num_samples and (differs or not guarded):
                 break
@@ -224,16 +223,25 @@ def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> Non
         )
 
 
-def _refuse_strangers(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Raise if a site drops that nobody asked for: the model is in train mode, or an owner turns on more than one."""
+def _others_to_keep_quiet(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
+    """Return the sites that nobody asked for and that an owner of those asked for switches on, too.
+
+    Layer drop in the encoder whose dropout is sampled is one.
+
+    Raises:
+        ValueError: If a site that nobody asked for drops already, since the model is in train mode.
+    """
     asked = {site.key for site in sites}
-    others = [site for site in sites_of(model, strict=False) if site.key not in asked and site.effective_rate > 0.0]
-    if others:
+    owners = {id(owner) for site in sites for owner in site.owners}
+    others = [site for site in sites_of(model, strict=False) if site.key not in asked and site.rate > 0.0]
+    awake = [site for site in others if site.effective_rate > 0.0 and site.owners]
+    if awake:
         raise ValueError(
-            f"Expected only the sites asked for to drop, but got `{others[0].name}` ({others[0].kind}, rate "
-            f"{others[0].rate:g}) in train mode as well; call `model.eval()` before sampling, or add its kind to "
+            f"Expected only the sites asked for to drop, but got `{awake[0].name}` ({awake[0].kind}, rate "
+            f"{awake[0].rate:g}) in train mode as well; call `model.eval()` before sampling, or add its kind to "
             "`kinds`."
         )
+    return [site for site in others if any(id(owner) in owners for owner in site.owners)]
 
 
 def _all_nan(outputs: Outputs) -> bool:

@@ -21,10 +21,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_dropout.callbacks import DropoutScheduler, MCDropout
 from lightning_dropout.modules import Classifier, Regressor
 from lightning_dropout.nn import Dropout, DropPath
+from lightning_dropout.randomness import derive_seed, seed_everywhere
 from lightning_dropout.sampling import mc_sample
-from lightning_dropout.sampling.randomness import derive_seed, seed_everywhere
 from lightning_dropout.sampling.sample import draw_passes
 from lightning_dropout.schedules import Early, Linear
+from lightning_dropout.sites import User
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -167,7 +168,7 @@ class WakesDropoutModulesOnly(MCDropout):
     def _sample(self, pl_module: Any, sites: Any, call: Any, inputs: Any) -> Any:
         only = [site for site in sites if isinstance(site.holder, nn.Dropout)]
         for site in only:
-            site.owners = (site.holder,)
+            site.users = tuple(User(user.name, (site.holder,), user.module) for user in site.users)
         return super()._sample(pl_module, only, call, inputs)
 
 
@@ -967,17 +968,31 @@ def test_outputs_that_cannot_be_averaged_are_refused(
         make_trainer(MCDropout(T, task="multiclass")).test(Plain(Wrapped()), loader, verbose=False)
 
 
-def test_functional_dropout_is_no_silent_zero(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.drop, self.head = Dropout(0.5), nn.Linear(4, 3)
+class Functional(nn.Module):
+    """Reads the rate of a child that it never calls, as fused attentions do."""
 
-        def forward(self, x: Tensor) -> Any:
-            return self.head(F.dropout(x, self.drop.p, self.training))
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = Dropout(0.5), nn.Linear(4, 3)
 
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.dropout(x, self.drop.p, self.training))
+
+
+class Unused(Functional):
+    def forward(self, x: Tensor) -> Any:
+        return self.head(x)
+
+
+def test_functional_dropout_is_sampled(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
+    callback = MCDropout(T, task="multiclass")
+    (metrics,) = make_trainer(callback).test(Plain(Functional()), loader, verbose=False)
+    assert metrics["test/mc/mutual_information"] > 0
+
+
+def test_dropout_that_is_never_reached_is_no_silent_zero(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
     with pytest.raises(RuntimeError, match=r"Expected passes that differ.*net\.drop"):
-        make_trainer(MCDropout(T, task="multiclass")).test(Plain(Functional()), loader, verbose=False)
+        make_trainer(MCDropout(T, task="multiclass")).test(Plain(Unused()), loader, verbose=False)
 
 
 @pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning])

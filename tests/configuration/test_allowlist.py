@@ -66,6 +66,31 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "alias in torchmetrics": {"_target_": "torchmetrics.metric.inspect.builtins.open", "_args_": [CANARY, "w"]},
     "the allowlist itself": {"_target_": "lightning_dropout.configuration.allow_targets", "_args_": ["os."]},
     "helper that imports": {"_target_": "lightning_dropout.data.image_files.import_torchvision", "module": "this"},
+    "hub of timm": {"_target_": "timm.models.load_model_config_from_hf", "model_id": "somebody/model"},
+    "loader of timm": {"_target_": "timm.models.load_checkpoint", "checkpoint_path": CANARY, "weights_only": False},
+    "factory of timm by another name": {"_target_": "timm.models.create_model", "model_name": "resnet18"},
+    "files of timm": {"_target_": "timm.create_model", "model_name": "test_vit", "checkpoint_path": CANARY},
+    "folder of timm": {"_target_": "timm.create_model", "model_name": "test_vit", "cache_dir": CANARY},
+    "folder of ours": {"_target_": "lightning_dropout.models.timm_model", "name": "test_vit", "cache_dir": CANARY},
+    "folder of ours by its file": {"_target_": "lightning_dropout.models.libraries.timm_model", "name": "test_vit"},
+    "address": {
+        "_target_": "timm.create_model",
+        "model_name": "test_vit",
+        "pretrained_cfg": {"url": f"file://{CANARY}"},
+    },
+    "address, overlay": {"_target_": "timm.create_model", "_args_": ["test_vit", True, None, {"file": CANARY}]},
+    "hub, by name": {"_target_": "timm.create_model", "model_name": "hf-hub:somebody/model", "pretrained": True},
+    "hub, by position": {"_target_": "timm.create_model", "_args_": ["hf_hub:somebody/model"]},
+    "folder, by name": {"_target_": "timm.create_model", "model_name": f"local-dir:{CANARY}"},
+    "library by ours": {
+        "_target_": "lightning_dropout.models.libraries.import_library",
+        "module": "this",
+        "install": "",
+    },
+    "zoo": {"_target_": "lightning_dropout.zoo.build", "name": "timm/test_vit"},
+    "download of torchvision": {"_target_": "torchvision.models.resnet.load_state_dict_from_url", "url": "file:///x"},
+    "graph": {"_target_": "torchvision.models.feature_extraction.create_feature_extractor", "model": None},
+    "pipeline": {"_target_": "transformers.pipeline", "model": "somebody/model", "trust_remote_code": True},
     "private": {"_target_": "torch.nn.functional._in_projection"},
     "dunder": {"_target_": "torch.nn.__builtins__.open", "_args_": [CANARY, "w"]},
     "prefix without its dot": {"_target_": "torch.nn_evil.open", "_args_": [CANARY, "w"]},
@@ -280,9 +305,37 @@ def test_what_configs_need_is_allowed(name: str) -> None:
     assert load_target(name).__name__ == name.rpartition(".")[2]
 
 
-def test_vision_transforms_are_allowed() -> None:
-    pytest.importorskip("torchvision")
-    assert load_target("torchvision.transforms.v2.RandomHorizontalFlip").__name__ == "RandomHorizontalFlip"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision.transforms.v2.RandomHorizontalFlip",
+        "torchvision.models.resnet18",
+        "torchvision.models.get_model",
+        "torchvision.models.ResNet18_Weights",
+        "timm.create_model",
+    ],
+)
+def test_vision_is_allowed(name: str) -> None:
+    pytest.importorskip(name.partition(".")[0])
+    assert load_target(name).__name__ == name.rpartition(".")[2]
+
+
+def test_models_of_libraries_are_built_from_a_config() -> None:
+    """With what each is allowed: names of its registry, no address."""
+    cfg = OmegaConf.create(
+        {
+            "timm": {"_target_": "timm.create_model", "_args_": ["test_resnet"], "num_classes": 3},
+            "torchvision": {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3},
+            "ours": {
+                "_target_": "lightning_dropout.models.timm_model",
+                "name": "test_resnet",
+                "input_shape": [1, 8, 8],
+            },
+        }
+    )
+    check_targets(cfg)
+    for key in cfg:
+        assert sum(parameter.numel() for parameter in build(cfg, key).parameters()) > 0
 
 
 @pytest.mark.parametrize(

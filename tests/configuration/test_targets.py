@@ -88,7 +88,10 @@ def test_missing_values_of_partials_come_later() -> None:
         ({"a": {**DROPOUT, "_recursive_": 1}}, "a._recursive_=1: Expected true or false."),
         ({"a": {**DROPOUT, "_args_": "abc"}}, "a._args_=abc: Expected a list."),
         ({"a": {**DROPOUT, "_args_": [0.1]}}, "a.p: Given by position and by name"),
-        ({"a": {"_target_": "???"}}, "a._target_=???: Expected the dotted path"),
+        (
+            {"a": {"_target_": "???"}},
+            "a._target_=???: Expected the dotted path of a class or function; pass a._target_=my_package",
+        ),
         ({"a": {"_target_": "${oc.env:NOT_SET_ANYWHERE}"}}, "a._target_: Expected a dotted path"),
         ({"a": {**DROPOUT, "p": "${nowhere}"}}, "a.p: Interpolation key 'nowhere' not found"),
         ({"a": {**DROPOUT, "p": "???"}}, "a.p: Expected a value, but got none; pass a.p=..."),

@@ -193,4 +193,5 @@ def test_a_rule_that_leaves_nothing_to_drop_is_an_error(model: Any) -> None:
 
 
 def test_exported_names() -> None:
-    assert {Net, Block, MLP, ResBlock, ResNet, ViT} == {getattr(models, name) for name in models.__all__}
+    of_libraries = {models.timm_model, models.torchvision_model, models.transformers_model}  # see test_libraries
+    assert {Net, Block, MLP, ResBlock, ResNet, ViT} | of_libraries == {getattr(models, n) for n in models.__all__}

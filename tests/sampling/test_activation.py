@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.sampling.activation import dropping
-from lightning_dropout.sites import Site, find_sites
+from lightning_dropout.sites import Site, User, find_sites
 
 Dropping = Callable[..., AbstractContextManager[None]]
 
@@ -162,7 +162,7 @@ def test_owner_flags_are_assigned_without_recursion() -> None:
 
     owner = Owner()
     owner.training = owner.norm.training = False
-    site = Site("", "dropout", nn.Dropout(0.1), "p", (owner,))
+    site = Site("", "dropout", nn.Dropout(0.1), "p", (User("", (owner,), owner),))
     with dropping([site]):
         assert (owner.training, owner.norm.training, owner.calls) == (True, False, 0)
 
@@ -184,6 +184,6 @@ def test_the_fast_path_is_off_inside(context: Any) -> None:
     with context():
         assert torch.equal(layer(x), layer(x))
         # Were it on, the dropout layers alone, of a layer in eval mode, would be passed over.
-        children = [Site("", "dropout", layer.dropout1, "p", (layer.dropout1,))]
+        children = [Site("", "dropout", layer.dropout1, "p", (User("", (layer.dropout1,), layer.dropout1),))]
         with dropping(children):
             assert not torch.equal(layer(x), layer(x))

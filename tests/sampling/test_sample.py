@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from lightning_dropout.models import MLP, Net, ResNet, ViT
 from lightning_dropout.nn import Dropout, DropPath
+from lightning_dropout.randomness import derive_seed
 from lightning_dropout.sampling import MCPrediction, mc_sample
 from lightning_dropout.sampling import sample as sample_file
 from lightning_dropout.sampling.prediction import Statistics
-from lightning_dropout.sampling.randomness import derive_seed
 from lightning_dropout.sites import find_sites, register_adapter
 from lightning_dropout.sites.adapters import registry
 
@@ -404,7 +404,7 @@ def test_everything_is_given_back_after_an_error(fail_at: int, error: type[BaseE
 
 
 @contextmanager
-def no_finally(sites: Any, rates: Any) -> Any:
+def no_finally(sites: Any, rates: Any, quiet: Any) -> Any:
     for site in sites:
         for owner in site.owners:
             owner.training = True
@@ -710,7 +710,11 @@ def test_only_drop_path_is_an_error_that_names_the_kind() -> None:
     assert (mc_sample(model, torch.ones(8, 2), task="raw", kinds=["drop_path"]).std > 0).all()
 
 
-class HandWritten(nn.Module):
+def scale_by_noise(x: Tensor, p: float, on: bool) -> Tensor:
+    return F.dropout(x, p, on)
+
+
+class Functional(nn.Module):
     """A user's model with functional dropout."""
 
     def __init__(self, p: float = 0.5) -> None:
@@ -721,11 +725,31 @@ class HandWritten(nn.Module):
         return F.dropout(x, self.p, self.training)
 
 
-@pytest.mark.parametrize("layer", [lambda: HandWritten(), lambda: timm.layers.DropPath(0.5)], ids=["user", "timm"])
-def test_foreign_dropout_is_refused_by_name_never_sampled_to_0(layer: Any) -> None:
-    alone, beside = nn.Sequential(layer()).eval(), nn.Sequential(layer(), nn.Dropout(0.5)).eval()
+class Hidden(Functional):
+    """The same behind a function that hides what it does with the rate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        on = self.training
+        return scale_by_noise(x, self.p, bool(on))
+
+
+def test_functional_dropout_is_sampled() -> None:
+    model = nn.Sequential(Functional()).eval()
+    assert mc_sample(model, torch.ones(8, 2), task="raw").std.any()
+    assert not model[0].training
+
+
+def test_foreign_stochastic_depth_is_sampled_where_it_is_named() -> None:
+    model = nn.Sequential(timm.layers.DropPath(0.5)).eval()
+    with pytest.raises(ValueError, match=r"what matches is of kind drop_path"):
+        mc_sample(model, torch.ones(8, 2), task="raw")
+    assert mc_sample(model, torch.ones(8, 2), task="raw", kinds="drop_path").std.any()
+
+
+def test_what_cannot_be_explained_is_refused_by_name_never_sampled_to_0() -> None:
+    alone, beside = nn.Sequential(Hidden()).eval(), nn.Sequential(Hidden(), nn.Dropout(0.5)).eval()
     for model in (alone, beside):
-        with pytest.raises(ValueError, match=r"`0` \(.*\): `\w+=0\.5` looks like a rate; call `register_adapter"):
+        with pytest.raises(ValueError, match=r"`0` \(.*Hidden\): it reads `p=0\.5`, .*; call `register_adapter"):
             mc_sample(model, torch.ones(8, 2), task="raw")
     with pytest.raises(ValueError, match="got no site in it"):
         mc_sample(alone, torch.ones(8, 2), task="raw", exclude="0")
@@ -734,9 +758,8 @@ def test_foreign_dropout_is_refused_by_name_never_sampled_to_0(layer: Any) -> No
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_registered_layer_is_sampled() -> None:
-    register_adapter(HandWritten, "p")
-    register_adapter(timm.layers.DropPath, "drop_prob", kind="drop_path")
-    model = nn.Sequential(HandWritten(), timm.layers.DropPath(0.5)).eval()
+    register_adapter(Hidden, "p")
+    model = nn.Sequential(Hidden(), timm.layers.DropPath(0.5)).eval()
     for kinds in (["dropout"], ["drop_path"]):
         assert (mc_sample(model, torch.ones(64, 2), task="raw", kinds=kinds).std > 0).all()
 
@@ -752,24 +775,35 @@ def test_what_drops_without_being_asked_is_an_error() -> None:
     mc_sample(model, torch.ones(8, 2), task="raw")
 
 
+class Both(nn.Module):
+    """One flag for dropout, which gives 0 or 2, and for stochastic depth, which gives 0 or 1.25 times that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.drop_path_rate = 0.5, 0.2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, self.rate, self.training)
+        return timm.layers.drop_path(x, self.drop_path_rate, self.training)
+
+
+def values_of_passes(sites: str | list[str]) -> set[float]:
+    model = nn.Sequential(Both()).eval()
+    passes = mc_sample(model, torch.ones(64, 2), task="raw", num_samples=10, kinds=sites, return_samples=True)  # type: ignore[arg-type]
+    assert (model[0].rate, model[0].drop_path_rate, model[0].training) == (0.5, 0.2, False)
+    assert passes.samples is not None
+    return set(passes.samples.flatten().tolist())
+
+
 @pytest.mark.usefixtures("own_registry")
-def test_an_owner_that_turns_on_more_than_was_asked_is_an_error() -> None:
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rate, self.path_rate = 0.5, 0.2
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.dropout(x, self.rate, self.training)
-            return F.dropout(x, self.path_rate, self.training)
-
-    register_adapter(Layer, "rate")
-    register_adapter(Layer, "path_rate", kind="drop_path")
-    model = nn.Sequential(Layer()).eval()
-    with pytest.raises(ValueError, match=r"but got `0` \(drop_path, rate 0\.2\)"):
-        mc_sample(model, torch.ones(8, 2), task="raw")
-    assert not model[0].training
-    mc_sample(model, torch.ones(8, 2), task="raw", kinds=["dropout", "drop_path"])
+def test_an_owner_turns_on_only_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    register_adapter(Both, "rate")
+    register_adapter(Both, "drop_path_rate", kind="drop_path")
+    assert values_of_passes("dropout") == {0.0, 2.0}
+    assert values_of_passes("drop_path") == {0.0, 1.25}
+    assert values_of_passes(["dropout", "drop_path"]) == {0.0, 2.5}
+    monkeypatch.setattr(sample_file, "_others_to_keep_quiet", lambda model, sites: [])  # a planted bug
+    assert values_of_passes("dropout") == {0.0, 2.5}
 
 
 # Guards: arguments and outputs.

@@ -104,6 +104,20 @@ WRONG = {
     "passes that would all be one": (["callbacks/dropout=early"], ["rates", "callbacks.mc_dropout.rates=base"]),
     "an unknown experiment": (["experiment=vit_digit"], ["vit_digit", "vit_digits"]),
     "a value missing": (["data=cifar10"], ["data.root"]),
+    "a model without a name": (["model=timm"], ["model.name"]),
+    "no model of timm": (["model=timm", "model.name=resnet_18"], ["model.name=resnet_18", "closest: resnet18"]),
+    "a model for larger images": (["model=timm", "model.name=test_vit"], ["model.name=test_vit", "data.image_size"]),
+    "a rate that a model does not take": (
+        ["model=timm", "model.name=test_resnet", "model.attention_p=0.1"],
+        ["model.attention_p=0.1", "attn_drop_rate", "null"],
+    ),
+    "an argument that a model does not take": (
+        ["model=timm", "model.name=test_resnet", "+model.drop_block_rat=0.1"],
+        ["model.drop_block_rat=0.1", "drop_block_rate"],
+    ),
+    "grey images": (["model=torchvision", "model.name=resnet18"], ["model.input_shape=[1, 8, 8]", "data.channels=3"]),
+    "no target": (["model=custom"], ["model._target_=my_package.Net"]),
+    "a target of nobody's": (["model=custom", "model._target_=my.own.Net"], ["model._target_", "allow_targets"]),
 }
 
 
@@ -180,7 +194,10 @@ def test_help_and_wrong_words_answer_at_once(tmp_path: Path) -> None:
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        assert "model: mlp, net, resnet, vit" in python(str(SCRIPT), "--help", cwd=tmp_path).stdout
+        assert (
+            "model: custom, mlp, net, resnet, timm, torchvision, transformers, vit"
+            in python(str(SCRIPT), "--help", cwd=tmp_path).stdout
+        )
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.5
 

@@ -1,5 +1,8 @@
-"""The adapters of torch's layers and of our own: kinds, rates, and owners whose flags do turn the drop on."""
+"""The rows of torch and of our own layers: kinds, rates, and owners whose flags do turn the drop on."""
 
+import copy
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,38 +10,126 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dropout.nn import AttentionDropout, Dropout, DropPath
-from lightning_dropout.sites import find_sites
+from lightning_dropout.sites import Site, find_sites
+
+pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+class SelfAttention(nn.MultiheadAttention):
+    """Attention of an input to itself."""
+
+    def __init__(self, *, need_weights: bool) -> None:
+        super().__init__(8, 2, dropout=0.1, batch_first=True)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        output: Tensor = super().forward(x, x, x, need_weights=self.need_weights)[0]
+        return output
 
 
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [
-        (nn.Dropout(0.3), "dropout"),
-        (nn.Dropout1d(0.3), "dropout"),
-        (nn.Dropout2d(0.3), "dropout"),
-        (nn.Dropout3d(0.3), "dropout"),
-        (nn.AlphaDropout(0.3), "dropout"),
-        (nn.FeatureAlphaDropout(0.3), "dropout"),
-        (type("MyDropout", (nn.Dropout,), {})(0.3), "dropout"),
-        (nn.MultiheadAttention(4, 2, dropout=0.3), "attention"),
-        (nn.LSTM(2, 2, 2, dropout=0.3), "recurrent"),
-        (nn.GRU(2, 2, 3, dropout=0.3), "recurrent"),
-        (nn.RNN(2, 2, 2, dropout=0.3), "recurrent"),
-        (Dropout(0.3), "dropout"),
-        (AttentionDropout(0.3), "attention"),
-        (DropPath(0.3), "drop_path"),
-        (type("MyDropPath", (DropPath,), {})(0.3), "drop_path"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value,
-)
-def test_one_layer_is_one_site(layer: nn.Module, kind: str) -> None:
-    (site,) = find_sites(nn.Sequential(layer))
-    assert (site.name, site.kind, site.rate, site.holder, site.owners) == ("0", kind, 0.3, layer, (layer,))
+class Decoder(nn.Module):
+    """A decoder whose memory is what it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layer(x, x)
+        return output
+
+
+def on(*shape: int) -> Callable[[nn.Module], Tensor]:
+    """Run a model on an input of this shape; of several outputs, take the first."""
+
+    def run(model: nn.Module) -> Tensor:
+        x = torch.arange(1.0, 1 + torch.Size(shape).numel()).sin().view(shape)
+        output = model(x)
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        return first
+
+    return run
+
+
+def attend(model: Any) -> Tensor:
+    x = torch.arange(160.0).sin().view(2, 2, 5, 8)
+    output: Tensor = model[0](x, x, x)
+    return output
+
+
+def layer(name: str, kind: str, cls: type, attribute: str = "p", *parents: type) -> Any:
+    return name, kind, cls.__name__, attribute, tuple(each.__name__ for each in (cls, *parents))
+
+
+def one(module: nn.Module, kind: str = "dropout", attribute: str = "p") -> Any:
+    """A sequence of one layer, and its site."""
+    return lambda: nn.Sequential(copy.deepcopy(module)), [layer("0", kind, type(module), attribute)]
+
+
+def encoder_layer(**arguments: Any) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True, **arguments)
+
+
+def encoder_sites(prefix: str = "") -> list[Any]:
+    owner = nn.TransformerEncoderLayer
+    return [
+        layer(f"{prefix}self_attn", "attention", nn.MultiheadAttention, "dropout", owner),
+        *(layer(f"{prefix}{name}", "dropout", nn.Dropout, "p", owner) for name in ("dropout", "dropout1", "dropout2")),
+    ]
+
+
+SENTENCES = (4, 5, 8)
+# Model, sites, how it runs.
+ROWS: dict[str, tuple[Callable[[], nn.Module], list[Any], Callable[[nn.Module], Tensor]]] = {
+    "Dropout": (*one(nn.Dropout(0.1)), on(4, 8)),
+    "Dropout1d": (*one(nn.Dropout1d(0.1)), on(*SENTENCES)),
+    "Dropout2d": (*one(nn.Dropout2d(0.1)), on(4, 8, 3, 3)),
+    "Dropout3d": (*one(nn.Dropout3d(0.1)), on(4, 8, 2, 2, 2)),
+    "AlphaDropout": (*one(nn.AlphaDropout(0.1)), on(4, 8)),
+    "FeatureAlphaDropout": (*one(nn.FeatureAlphaDropout(0.1)), on(4, 8, 3, 3)),
+    "a subclass of Dropout": (*one(type("MyDropout", (nn.Dropout,), {})(0.1)), on(4, 8)),
+    "our Dropout": (*one(Dropout(0.1)), on(4, 8)),
+    "our AttentionDropout": (*one(AttentionDropout(0.1), "attention"), attend),
+    "our DropPath": (*one(DropPath(0.1), "drop_path", "drop_prob"), on(16, 8)),
+    "a subclass of our DropPath": (
+        *one(type("MyDropPath", (DropPath,), {})(0.1), "drop_path", "drop_prob"),
+        on(16, 8),
+    ),
+    "MultiheadAttention": (*one(SelfAttention(need_weights=False), "attention", "dropout"), on(*SENTENCES)),
+    "MultiheadAttention with weights": (*one(SelfAttention(need_weights=True), "attention", "dropout"), on(*SENTENCES)),
+    "LSTM": (*one(nn.LSTM(8, 8, 2, dropout=0.1), "recurrent", "dropout"), on(*SENTENCES)),
+    "GRU": (*one(nn.GRU(8, 8, 3, dropout=0.1), "recurrent", "dropout"), on(*SENTENCES)),
+    "RNN": (*one(nn.RNN(8, 8, 2, dropout=0.1), "recurrent", "dropout"), on(*SENTENCES)),
+    "TransformerEncoderLayer, with its fast path": (encoder_layer, encoder_sites(), on(*SENTENCES)),
+    "TransformerEncoderLayer, normalised first": (
+        lambda: encoder_layer(norm_first=True),
+        encoder_sites(),
+        on(*SENTENCES),
+    ),
+    "TransformerEncoder": (
+        lambda: nn.TransformerEncoder(encoder_layer(), 2),
+        [*encoder_sites("layers.0."), *encoder_sites("layers.1.")],
+        on(*SENTENCES),
+    ),
+    "TransformerDecoderLayer, which has no fast path": (
+        Decoder,
+        [
+            layer("layer.self_attn", "attention", nn.MultiheadAttention, "dropout"),
+            layer("layer.multihead_attn", "attention", nn.MultiheadAttention, "dropout"),
+            *(layer(f"layer.dropout{each}", "dropout", nn.Dropout) for each in ("", 1, 2, 3)),
+        ],
+        on(*SENTENCES),
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_sites_are_those_of_the_table_and_they_drop(row: str, check: Any, described: Any) -> None:
+    build, expected, run = ROWS[row]
+    model = build()
+    sites = find_sites(model)
+    assert described(sites) == expected
+    check(model, run, sites)()
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout after all but last recurrent layer")
@@ -50,80 +141,52 @@ def test_recurrent_layers_drop_between_layers_only(recurrent: Any) -> None:
     assert len(find_sites(cells)) == 1
 
 
-def test_a_transformer_encoder_layer_owns_what_is_in_it() -> None:
-    encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True), 2, enable_nested_tensor=False
-    )
-    sites = find_sites(encoder)
-    children = ("self_attn", "dropout", "dropout1", "dropout2")
-    assert [site.name for site in sites] == [f"layers.{index}.{child}" for index in range(2) for child in children]
-    for site in sites:
-        layer = encoder.layers[int(site.name.split(".")[1])]
-        assert site.owners == (site.holder, layer)
-    assert [site.kind for site in sites[:4]] == ["attention", "dropout", "dropout", "dropout"]
+def test_an_encoder_layer_owns_what_is_in_it() -> None:
+    encoder: Any = nn.TransformerEncoder(encoder_layer(), 2)
+    for site in find_sites(encoder):
+        assert site.owners == (site.holder, encoder.layers[int(site.name.split(".")[1])])
 
 
-def test_a_decoder_layer_has_no_fast_path_and_owns_nothing() -> None:
-    sites = find_sites(nn.TransformerDecoderLayer(8, 2, 16, dropout=0.2))
-    assert [site.name for site in sites] == [
-        "self_attn",
-        "multihead_attn",
-        "dropout",
-        "dropout1",
-        "dropout2",
-        "dropout3",
+# Wrong finders.
+
+
+def the_holder_owns(sites: list[Site]) -> list[Site]:
+    return [
+        dataclasses.replace(site, users=(dataclasses.replace(site.users[0], owners=(site.holder,)),)) for site in sites
     ]
-    assert all(site.owners == (site.holder,) for site in sites)
 
 
-# Owners: in eval mode, switching on the owners of one site, and nothing else, makes passes differ.
-
-LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "dropout": (lambda: nn.Sequential(nn.Dropout(0.5)), (4, 6)),
-    "attention": (lambda: SelfAttention(), (4, 5, 8)),
-    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True), (4, 5, 8)),
-    "encoder": (
-        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True), 2),
-        (4, 5, 8),
-    ),
-    "lstm": (lambda: nn.LSTM(4, 8, num_layers=2, dropout=0.5), (5, 4, 4)),
-    "own": (lambda: nn.Sequential(Dropout(0.5), DropPath(0.5)), (64, 6)),
-}
+def the_layer_owns(sites: list[Site]) -> list[Site]:
+    return [
+        dataclasses.replace(site, users=(dataclasses.replace(site.users[0], owners=site.owners[-1:]),))
+        for site in sites
+    ]
 
 
-class SelfAttention(nn.MultiheadAttention):
-    """Attention of an input to itself."""
-
-    def __init__(self) -> None:
-        super().__init__(8, 2, dropout=0.5, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        output: Tensor = super().forward(x, x, x, need_weights=False)[0]
-        return output
+def only_dropout_layers(sites: list[Site]) -> list[Site]:
+    return [site for site in sites if isinstance(site.holder, nn.Dropout)]
 
 
-def check_owners_turn_it_on(model: nn.Module, x: Tensor, owners: tuple[nn.Module, ...]) -> None:
-    model.eval()
-    for owner in owners:
-        owner.training = True
-    with torch.no_grad():
-        first, second = (model(x) for _ in range(2))
-    first, second = (output[0] if isinstance(output, tuple) else output for output in (first, second))
-    assert not torch.equal(first, second)
+def the_wrong_attribute(sites: list[Site]) -> list[Site]:
+    for site in sites:
+        site.holder.rate = 0.1
+    return [dataclasses.replace(site, attribute="rate") for site in sites]
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
-@pytest.mark.parametrize("name", LAYERS)
-def test_owners_alone_turn_the_drop_on(name: str) -> None:
-    build, shape = LAYERS[name]
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("TransformerEncoderLayer, with its fast path", the_holder_owns),
+        ("TransformerEncoderLayer, with its fast path", the_layer_owns),
+        ("TransformerEncoderLayer, with its fast path", only_dropout_layers),
+        ("Dropout", the_wrong_attribute),
+        ("Dropout2d", only_dropout_layers),
+        ("LSTM", only_dropout_layers),
+        ("MultiheadAttention", only_dropout_layers),
+    ],
+)
+def test_a_wrong_finder_fails_the_check(row: str, wrong: Any, check: Any) -> None:
+    build, _, run = ROWS[row]
     model = build()
-    x = torch.randn(shape)
-    for site in find_sites(model):
-        check_owners_turn_it_on(model, x, site.owners)
-
-
-@pytest.mark.parametrize("child", ["dropout1", "self_attn"])
-def test_the_holder_alone_as_owner_is_killed(child: str) -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
-    with pytest.raises(AssertionError):  # the fast path of the layer, itself in eval mode, knows no dropout
-        check_owners_turn_it_on(layer, torch.randn(4, 5, 8), (getattr(layer, child),))
+    with pytest.raises(AssertionError):
+        check(model, run, wrong(find_sites(model)))()

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_dropout.sampling import randomness
-from lightning_dropout.sampling.randomness import derive_seed, isolated_randomness, seed_everywhere
+from lightning_dropout import randomness
+from lightning_dropout.randomness import derive_seed, isolated_randomness, seed_everywhere
 
 Z_LIMIT = 4.71
 

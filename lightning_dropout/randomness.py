@@ -1,4 +1,4 @@
-"""Randomness of the passes: where a pass gets its seed, and how nobody else notices.
+"""Randomness: where a pass gets its seed, and how nobody else notices what is drawn.
 
 ``torch``'s dropout draws from the global generators and takes no generator of its own, so a pass seeds the global ones
 and gives them back as they were. Python's and numpy's are treated alike, since layers exist that draw from them.

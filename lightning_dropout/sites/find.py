@@ -1,0 +1,259 @@
+"""Finding the sites of a model: a walk over its modules, asking the adapters of each class.
+
+Finding reads a model and never changes it. What it cannot explain it refuses by name: a site that is missed would be a
+schedule that does nothing, or an uncertainty of zero.
+"""
+
+import difflib
+import numbers
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dropout.probability import check_probability
+from lightning_dropout.sites.adapters import own as _own  # noqa: F401  (registers)
+from lightning_dropout.sites.adapters import timm as _timm  # noqa: F401  (registers)
+from lightning_dropout.sites.adapters import torch as _torch  # noqa: F401  (registers)
+from lightning_dropout.sites.adapters import torchvision as _torchvision  # noqa: F401  (registers)
+from lightning_dropout.sites.adapters import transformers as _transformers  # noqa: F401  (registers)
+from lightning_dropout.sites.adapters.registry import Adapter, adapters_of, is_rate, resolve
+from lightning_dropout.sites.adapters.source import ClassSource, source_of
+from lightning_dropout.sites.site import Kind, Site, User
+
+__all__ = ["empty_slots", "find_sites", "matches", "selected", "sites_of", "walk"]
+
+# Wrappers put these between a module and its children; nobody writes them into a pattern.
+_WRAPPER_NAMES = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
+_WRAPPERS_BY_CHILD = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # their only child is called "module"
+
+Patterns = str | Sequence[str]
+
+
+def find_sites(
+    model: nn.Module, include: Patterns = "*", exclude: Patterns = (), kinds: Kind | Sequence[Kind] | None = None
+) -> list[Site]:
+    """Return every place where ``model`` drops, in the order of its modules.
+
+    Independent of train and eval mode: a site with rate 0 or a sleeping owner is a site. A rate that several places
+    share is one site, named where it is met first, with a user for each place. A layer goes by its own name
+    (``"head.drop"``), a rate that a module's code reads by that of the module and the attribute
+    (``"layers.0.attention_dropout"``, ``"encoder.config.layerdrop"``).
+
+    Args:
+        model: Any module; wrappers such as DDP, FSDP, checkpointing and ``torch.compile`` leave no trace in the names.
+        include: Glob pattern or patterns on dotted names; a pattern may begin at any dot, so ``"blocks.*"`` finds
+            ``"net.blocks.0.drop"``. A shared site is found by the name of any of its users.
+        exclude: Patterns to leave out; they win over ``include``.
+        kinds: Kinds to keep; ``None`` keeps all.
+
+    Raises:
+        ValueError: If nothing matches (the message names what comes close), if a module holds what looks like a rate
+            and neither an adapter nor its source code tells how it drops, if it is TorchScript or quantised and drops,
+            or if an adapter's attribute holds no probability.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.ReLU(), nn.Dropout(0.5))
+        >>> [(site.name, site.rate) for site in find_sites(model)]
+        [('1', 0.1), ('3', 0.5)]
+        >>> find_sites(model, "3")[0].rate = 0.2
+        >>> model[3]
+        Dropout(p=0.2, inplace=False)
+    """
+    wanted = get_args(Kind) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in wanted if kind not in get_args(Kind)]
+    if unknown:
+        raise ValueError(f"Expected `kinds` among {', '.join(get_args(Kind))}, but got {', '.join(map(str, unknown))}.")
+    found = [site for site in sites_of(model, include, exclude) if site.kind in wanted]
+    if not found:
+        raise ValueError(_nothing_found(model, include, exclude, wanted))
+    return found
+
+
+def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), *, strict: bool = True) -> list[Site]:
+    """Return the matching sites of all kinds, possibly none; for callers that have their own word for an empty list.
+
+    With ``strict=False`` modules that may drop in an unknown way are passed over instead of refused.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"Expected `model` to be a module, but got {type(model).__name__}; pass the network itself.")
+    classes: dict[type, tuple[list[Adapter], ClassSource]] = {}
+    found: dict[tuple[int, str], Site] = {}
+    asleep: set[str] = set()  # children that their parent's code never calls
+    kinds: dict[str, Kind] = {}  # of children whose rate their parent's code reads, too
+    for name, module, ancestors in walk(model):
+        cls = type(module)
+        if cls not in classes:
+            classes[cls] = adapters_of(module), source_of(cls)
+        registered, source = classes[cls]
+        asleep |= {_join(name, child) for child in source.asleep(module)}
+        kinds |= {_join(name, child): kind for child, kind in source.kinds.items()}
+        places = [name, *(_join(name, path) for path in source.unexplained)]
+        chosen = any(matches(each, include) for each in places) and not any(matches(each, exclude) for each in places)
+        if strict and chosen:
+            _refuse_frozen(name, module)
+            _refuse_unexplained(name, module, source)
+        for adapter in (*registered, *source.adapters):
+            if not adapter.applies(module):
+                continue
+            holder, attribute = adapter.holder(module)
+            is_layer = adapter in registered and len(registered) == 1 and holder is module
+            place = name if is_layer else _join(name, _place(adapter, holder))
+            if is_layer and name in asleep:
+                continue
+            check_probability(getattr(holder, attribute, None), _join(place, attribute) if is_layer else place)
+            user = User(place, adapter.owners(module, ancestors), module)
+            key = (id(holder), attribute)
+            if key not in found:
+                kind = kinds.get(place, adapter.kind)
+                found[key] = Site(place, kind, holder, attribute, (user,), adapter.below_one)
+            elif user not in found[key].users:
+                found[key].users += (user,)
+    return [site for site in found.values() if selected(site, include, exclude)]
+
+
+def matches(name: str, patterns: Patterns) -> bool:
+    """Tell whether a dotted name matches one of the glob patterns, each of which may begin at any dot.
+
+    Example:
+        >>> matches("net.blocks.0.drop", "blocks.*"), matches("net.blocks.0.drop", "locks.*")
+        (True, False)
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
+
+
+def selected(site: Site, include: Patterns, exclude: Patterns = ()) -> bool:
+    """Tell whether a user of ``site`` matches ``include`` and none matches ``exclude``."""
+    names = [user.name for user in site.users]
+    return any(matches(name, include) for name in names) and not any(matches(name, exclude) for name in names)
+
+
+def empty_slots(model: nn.Module) -> list[str]:
+    """Return the places where a layer would drop if the model had been built with a rate above 0.
+
+    Libraries put an ``Identity`` or ``None`` there instead, which holds no rate that could be set.
+
+    Example:
+        >>> block = nn.Module()
+        >>> block.drop_path = nn.Identity()
+        >>> empty_slots(nn.Sequential(block))
+        ['0.drop_path']
+    """
+    slots: dict[str, None] = {}
+    for name, module, _ in walk(model):
+        if "Norm" in type(module).__name__:  # timm's have a slot of this name that no rate fills
+            continue
+        children = {**{key: value for key, value in vars(module).items() if value is None}, **module._modules}
+        for key, child in children.items():
+            if "drop" in key and (child is None or type(child) is nn.Identity):
+                slots[_join(name, key)] = None
+    return list(slots)
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Module]]]:
+    """Yield (canonical name, module, ancestors nearest first) for every place, so a shared module more than once."""
+
+    def visit(module: nn.Module, path: tuple[str, ...], ancestors: list[nn.Module]) -> Iterator[Any]:
+        if any(module is ancestor for ancestor in ancestors):  # a child that points back at its parent
+            return
+        wrapped = _WRAPPER_NAMES.intersection(module._modules.keys())  # TorchScript's cannot be iterated over
+        is_wrapper = bool(wrapped) or isinstance(module, _WRAPPERS_BY_CHILD)
+        if not is_wrapper:
+            yield ".".join(path), module, ancestors
+        above = ancestors if is_wrapper else [module, *ancestors]
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from visit(child, path if is_wrapper else (*path, child_name), above)
+
+    yield from visit(model, (), [])
+
+
+def _join(name: str, attribute: str) -> str:
+    return f"{name}.{attribute}" if name and attribute else name or attribute
+
+
+def _place(adapter: Adapter, holder: object) -> str:
+    """Return how the rate is called below its module: the child that holds it, else the path of the attribute."""
+    path = str(adapter.attribute)
+    return path.rpartition(".")[0] if isinstance(holder, nn.Module) and "." in path else path
+
+
+def _refuse_frozen(name: str, module: nn.Module) -> None:
+    """Raise for a module that drops and whose rate can no longer be set."""
+    where = f"`{name or 'the model'}`"
+    leave_out = f', or leave it out with `exclude="{name}"`' if name else ""
+    if isinstance(module, torch.jit.ScriptModule):
+        graph = str(getattr(module, "inlined_graph", ""))
+        if any(word in graph for word in ("dropout", "bernoulli", "aten::rand")):
+            raise ValueError(
+                f"Expected eager modules, but got TorchScript at {where}, whose rates are baked in; find the sites "
+                f"before `torch.jit` compiles it{leave_out}."
+            )
+    elif isinstance(module, torch.fx.GraphModule):
+        if any(node.op == "call_function" and "dropout" in str(node.target) for node in module.graph.nodes):
+            raise ValueError(
+                f"Expected eager modules, but got a traced graph at {where}, whose rates are baked in; find the sites "
+                f"before `torch.fx` traces it{leave_out}."
+            )
+    elif type(module).__module__.startswith("torch.ao.nn.") and any(
+        is_rate(rate := getattr(module, attribute, None)) and rate > 0 for attribute in ("p", "dropout")
+    ):
+        raise ValueError(
+            f"Expected float modules, but got a quantised {type(module).__name__} at {where}, which no longer drops; "
+            f"use the model as it was before `convert`{leave_out}."
+        )
+
+
+def _refuse_unexplained(name: str, module: nn.Module, source: ClassSource) -> None:
+    """Raise for a module that may drop in a way that no adapter describes: better no run than a silent zero."""
+    cls = type(module)
+    where = f"`{name}` ({cls.__module__}.{cls.__qualname__})" if name else f"{cls.__module__}.{cls.__qualname__}"
+    leave_out = f'leave it out with `exclude="{name}"`'
+    for path in sorted(source.unexplained):
+        value = resolve(module, path)
+        # Whole numbers count things and booleans switch them.
+        if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 < float(value) <= 1.0:
+            raise ValueError(
+                f"Expected only layers whose dropping is known, but got {where}: it reads `{path}={value}`, which "
+                f'looks like a rate; call `register_adapter({cls.__qualname__}, "{path}", owner=..., kind=...)`, or '
+                f"with `None` as attribute if it drops nothing of its own, or {leave_out}."
+            )
+    tensors = [each.attribute for each in source.adapters if isinstance(resolve(module, str(each.attribute)), Tensor)]
+    if tensors:
+        raise ValueError(
+            f"Expected rates that are numbers, but got {where}: `{tensors[0]}` is a tensor; hold the rate in a float, "
+            f"or call `register_adapter({cls.__qualname__}, None)` if it may stay as it is, or {leave_out}."
+        )
+
+
+def _nothing_found(model: nn.Module, include: Patterns, exclude: Patterns, kinds: tuple[str, ...]) -> str:
+    everything = sites_of(model, strict=False)
+    wanted = f"sites={include!r}" + (f", exclude={exclude!r}" if exclude else "")
+    wanted += f", kinds={kinds}" if kinds != get_args(Kind) else ""
+    slots = empty_slots(model)
+    left = (
+        f" {len(slots)} slots such as {slots[0]} are empty, since the model was built with a rate of 0: build it with "
+        "a rate above 0."
+        if slots
+        else ""
+    )
+    if not everything:
+        return (
+            f"Expected {type(model).__name__} to drop somewhere, but got no site in it ({wanted}); build it with "
+            f"dropout layers, or teach the package your own with `register_adapter`.{left}"
+        )
+    names = [site.name for site in everything]
+    patterns = (include,) if isinstance(include, str) else tuple(include)
+    near = [hit for pattern in patterns for hit in difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)]
+    shown = ", ".join(dict.fromkeys(near or names[:5]))
+    others = {site.kind for site in everything if selected(site, include, exclude)}
+    hint = f"; what matches is of kind {', '.join(sorted(others))}" if others else ""
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(site.kind for site in everything).items()))
+    return (
+        f"Expected a site that matches, but got none for {wanted}; the model has {len(everything)} "
+        f"({counts}), {'closest' if near else 'e.g.'}: {shown}{hint}.{left}"
+    )
