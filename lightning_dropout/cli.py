@@ -92,8 +92,6 @@ def _rate(text: str) -> float | Literal["own"]:
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    import rich
-
     from lightning_dropout.sites.audit import audit
 
     is_config = any("=" in word or word.startswith("~") for word in arguments.what)
@@ -104,8 +102,7 @@ def _audit(arguments: argparse.Namespace) -> None:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         print(title)
-        show = rich.print if sys.stdout.isatty() else print  # without a terminal rich would take 80 columns
-        show(result)
+        result.show()
     if arguments.check or arguments.allow:
         try:
             result.check(arguments.allow)

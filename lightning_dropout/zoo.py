@@ -84,8 +84,8 @@ def build(name: str, rate: float | None = None, *, seed: int = 0) -> tuple[nn.Mo
         seed: Of weights and inputs; the global random state stays as it was.
 
     Raises:
-        ValueError: If the name is unknown (the message has the closest ones), its library is missing, no tiny model of
-            the architecture can be built, or ``rate`` is no probability.
+        ValueError: If the name is unknown (the message has the closest ones), its library is missing, the sizes or
+            inputs of this architecture are not known here, or ``rate`` is no probability.
 
     Example:
         >>> model, inputs = build("tv/alexnet", rate=0.3)
@@ -149,19 +149,20 @@ def _transformers(name: str, rate: float | None) -> tuple[nn.Module, dict[str, A
         raise unknown_model(f"hf/{what}", "transformers", known)
     try:
         if config_class is None:
-            config = transformers.AutoConfig.from_pretrained(folder if folder.is_dir() else what, **options)
+            where = folder if folder.is_dir() else what
+            config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
             architecture = getattr(transformers, (config.architectures or [""])[0], None)
         else:
             config = _tiny(config_class(), options)
         make = partial(_with_config, architecture or transformers.AutoModel.from_config, config)
         names = {key for part in _parts(config) for key, value in vars(part).items() if _is_rate(key, value)}
         model = _with_rates(make, names, rate).float()
-    except Exception as error:  # of the hub, of a strict config, of sizes that do not go together
+        return model, _inputs(model)
+    except Exception as error:  # of the hub, of a strict config, of sizes that do not go together, of unknown inputs
         raise ValueError(
-            f"Expected `name` to be a model that can be built, but got {f'hf/{name}'!r} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:_LONGEST_WORDS]}); write hf/./<folder> with a config.json that fits."
+            f"Expected `name` to be a model that the zoo can build, but got {f'hf/{name}'!r} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:_LONGEST_WORDS]}); build it yourself and call `audit(model, **inputs)`."
         ) from error
-    return model, _inputs(model)
 
 
 def _with_config(architecture: Callable[[Any], nn.Module], config: Any, **rates: float) -> nn.Module:
@@ -182,6 +183,10 @@ def _with_rates(make: Callable[..., Any], names: Iterable[str], rate: float | No
             return make(**rates)
         except Exception as error:
             refused = rates.keys() & re.findall(r"\w+", str(error).partition("Did you mean")[0])
+            if isinstance(error, AssertionError) and rates:  # timm's word for a rate of 1
+                raise ValueError(
+                    f"Expected `rate` to be one that the layers take, but got {rate}; lower it."
+                ) from error
             if not refused:
                 raise
             rates = {key: value for key, value in rates.items() if key not in refused}

@@ -41,6 +41,7 @@ WITHOUT = {
     "nn": {"lightning", "hydra", "wandb"},
     "sites": {"lightning", "timm", "torchvision", "transformers"},
     "sampling": {"lightning", "torchmetrics"},
+    "zoo": {"lightning", "timm", "torchvision", "transformers"},
     "models": {"lightning", "timm", "torchvision", "transformers"},
     "configuration": {"torch", "lightning", "wandb"},
 }

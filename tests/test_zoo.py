@@ -173,7 +173,9 @@ def test_the_seed_decides_weights_and_inputs_and_nobody_else_notices(name: str) 
         ("hf/PreTrainedModel", r"model of transformers, but got 'hf/PreTrainedModel'"),
         ("hf/bert@flash_attention_2", r"Expected @eager or @sdpa after a name, but got 'hf/bert@flash_attention_2'"),
         ("hf/bert@some-one/kernel", r"Expected @eager or @sdpa"),
-        ("hf/BigBirdForMaskedLM@sdpa", r"can be built, but got 'hf/BigBirdForMaskedLM@sdpa' \(ValueError: BigBird"),
+        ("hf/BigBirdForMaskedLM@sdpa", r"can build, but got 'hf/BigBirdForMaskedLM@sdpa' \(ValueError: BigBird"),
+        ("hf/mamba2", r"can build, but got 'hf/mamba2' \(.*Inconsistent.*; build it yourself and call `audit"),
+        ("hf/patchtst", r"can build, but got 'hf/patchtst' \(KeyError: 'past_values'\); build it yourself"),
         ("hf/./no-folder", r"hf/<folder with a config.json>, but got 'hf/./no-folder'"),
         ("hf/~/no-folder", r"hf/<folder with a config.json>, but got 'hf/~/no-folder'"),
         ("vit", r"to be \"timm/...\", \"tv/...\" or \"hf/...\", but got 'vit'; write e.g."),
@@ -188,10 +190,21 @@ def test_a_name_that_cannot_be_built_is_refused_with_a_cure(name: str, message: 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(
-        ValueError, match=r"can be built, but got 'hf/.*write hf/./<folder> with a config.json that fits"
-    ):
+    with pytest.raises(ValueError, match=r"can build, but got 'hf/.*JSON"):
         build(f"hf/{tmp_path}")
+
+
+def test_only_the_config_is_asked_for_on_the_hub_and_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_pretrained(name: str, **options: Any) -> None:
+        asked.append((name, options))
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match=r"can build, but got 'hf/some-one/model@sdpa' \(OSError: no network\)"):
+        build("hf/some-one/model@sdpa")
+    assert asked == [("some-one/model", {"trust_remote_code": False, "attn_implementation": "sdpa"})]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), True, "0.3"], ids=repr)
@@ -234,3 +247,8 @@ def test_no_library_is_imported_before_a_name_asks_for_it() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n", ran.stderr
+
+
+def test_a_rate_that_a_constructor_asserts_away_is_an_error_of_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^Expected `rate` to be one that the layers take, but got 1\.0; lower it\.$"):
+        build("timm/test_vit", 1.0)

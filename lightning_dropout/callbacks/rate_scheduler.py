@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Union
 
-import rich
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -94,7 +93,7 @@ class RateScheduler(AnyCallback):
         self._name = name
         self._groups: list[_Group] = []
         self._length: RunLength | None = None
-        self._borrowed: list[tuple[Site, float]] = []  # what to give back; empty outside a run
+        self._borrowed: list[tuple[Site, Any]] = []  # what to give back; empty outside a run
         self._trained: dict[str, float] = {}
         self._checked_modes = False
         self.audit = audit
@@ -172,7 +171,7 @@ class RateScheduler(AnyCallback):
 
     def base_rate(self, site: Site) -> float | None:
         """Return the rate that the model was built with; ``None`` while this scheduler has not changed it."""
-        return next((rate for other, rate in self._borrowed if other.key == site.key), None)
+        return next((float(held) for other, held in self._borrowed if other.key == site.key), None)
 
     def final_rate(self, trainer: Any, site: Site) -> float | None:
         """Return the rate to which the fit brings ``site``; ``None`` where this scheduler does not drive it."""
@@ -289,7 +288,7 @@ class RateScheduler(AnyCallback):
             observer = self._observer
             self._stop_observing()
             self.findings = compare(model, sites_of(model, strict=False), observer)
-            rich.print(self.findings)
+            self.findings.show()
 
     def _stop_observing(self) -> None:
         if self._observer is not None:
@@ -323,13 +322,13 @@ class RateScheduler(AnyCallback):
             sites[name].rate = rate
 
     def _borrow(self, sites: Any) -> None:
-        self._borrowed = [(site, site.rate) for site in sites]
+        self._borrowed = [(site, site.held) for site in sites]
 
     def _give_back(self) -> None:
         if self._groups:
             self._trained = self.state_dict()["rates"]
-        for site, rate in self._borrowed:
-            site.rate = rate
+        for site, held in self._borrowed:
+            site.give_back(held)
         self._borrowed, self._groups = [], []
 
 

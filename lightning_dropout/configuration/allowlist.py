@@ -43,6 +43,11 @@ _REFUSED_TARGETS: tuple[str, ...] = (
     "lightning_dropout.sites.",
     "lightning_dropout.zoo.",
     "torchvision.models.feature_extraction.",  # writes and runs code for a graph
+    *(
+        "torchvision.models._api.Weights",
+        "torchvision.models._api.register_",
+        "torchvision.models._utils.",
+    ),  # any address
 )
 # With an address of its choice and a folder of its choice, a config could put any file anywhere.
 _FETCHING = frozenset({"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"})

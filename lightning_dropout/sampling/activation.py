@@ -5,7 +5,7 @@ too. Everything borrowed here (flags, rates, in-place flags, torch's fast path) 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -35,27 +35,19 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None, quiet:
         >>> [module.training for module in model]
         [False, False]
     """
-    owners = {id(owner): owner for site in sites for owner in site.owners}.values()
-    in_place = [site.holder for site in sites if getattr(site.holder, "inplace", False)]
-    flags = [(owner, owner.training) for owner in owners]
-    borrowed_rates = [(site, site.rate) for site in (*(sites if rates is not None else ()), *quiet)]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
+    with ExitStack() as stack:  # gives everything back, also where giving back one thing fails
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        for owner in owners:
+        for owner in {id(owner): owner for site in sites for owner in site.owners}.values():
+            stack.callback(setattr, owner, "training", owner.training)
             owner.training = True
-        for holder in in_place:
+        for holder in [site.holder for site in sites if getattr(site.holder, "inplace", False)]:
+            stack.callback(setattr, holder, "inplace", True)
             holder.inplace = False
+        for site in (*(sites if rates is not None else ()), *quiet):
+            stack.callback(site.give_back, site.held)
         for site, rate in zip(sites, rates or (), strict=rates is not None):
             site.rate = rate
         for site in quiet:
             site.rate = 0.0
         yield
-    finally:
-        for site, rate in borrowed_rates:
-            site.rate = rate
-        for holder in in_place:
-            holder.inplace = True
-        for owner, flag in flags:
-            owner.training = flag
-        torch.backends.mha.set_fastpath_enabled(fast_path)

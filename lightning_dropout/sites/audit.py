@@ -1,7 +1,7 @@
 """The audit: one forward in train mode, and what it really dropped beside what the sites say.
 
-A rate that no forward uses, or a drop that no site knows, is found here and nowhere else. The model, its inputs and
-every random generator are afterwards what they were before: this file borrows them and gives them back.
+A rate that no forward uses, or a drop that no site knows, is found here and nowhere else. This file borrows the model,
+its inputs and the random generators, and gives them back.
 """
 
 import sys
@@ -36,7 +36,8 @@ def audit(model: nn.Module, *args: Any, **kwargs: Any) -> Audit:
     it), or a draw of unknown kind. During the forward each site holds a rate of its own, different in the seventh
     digit, so that a rate seen in a function of torch proves which site it came from. Rates of layer drop are next to 0
     meanwhile, so that no layer is skipped. Modes, rates, attributes, buffers and random generators are given back as
-    they were, also after an error; the inputs are copied; nothing is differentiated.
+    they were, also after an error (but not the contents of a list or dictionary that the forward fills); the inputs are
+    copied; nothing is differentiated.
 
     Args:
         model: Any module; a compiled one runs eagerly here.
@@ -93,7 +94,7 @@ def _copied(inputs: Any) -> Any:
 @contextmanager
 def _lent(sites: Iterable[Site]) -> Iterator[list[float]]:
     """Give each site that can drop a rate that no other has; yields the rates of all."""
-    borrowed = [(site, getattr(site.holder, site.attribute)) for site in sites if site.rate > 0.0]
+    borrowed = [(site, site.held) for site in sites if site.rate > 0.0]
     try:
         for number, (site, _) in enumerate(borrowed, start=1):
             factor = _LAYER_DROP_FACTOR if site.kind == "layer_drop" else 1.0
@@ -101,8 +102,8 @@ def _lent(sites: Iterable[Site]) -> Iterator[list[float]]:
                 site.rate *= factor * (1.0 - _STEP * number)
         yield [site.rate for site in sites]
     finally:
-        for site, rate in borrowed:
-            setattr(site.holder, site.attribute, rate)
+        for site, held in borrowed:
+            site.give_back(held)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ schedule that does nothing, or an uncertainty of zero.
 
 import difflib
 import numbers
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, get_args
@@ -63,7 +63,8 @@ def find_sites(
         >>> model[3]
         Dropout(p=0.2, inplace=False)
     """
-    wanted = get_args(Kind) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    several = isinstance(kinds, Sequence) and not isinstance(kinds, str)
+    wanted = get_args(Kind) if kinds is None else tuple(kinds) if several else (kinds,)
     unknown = [kind for kind in wanted if kind not in get_args(Kind)]
     if unknown:
         raise ValueError(f"Expected `kinds` among {', '.join(get_args(Kind))}, but got {', '.join(map(str, unknown))}.")
@@ -80,8 +81,16 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"Expected `model` to be a module, but got {type(model).__name__}; pass the network itself.")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if not isinstance(patterns, str) and not (
+            isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
+        ):
+            raise ValueError(
+                f'Expected `{argument}` to be a pattern or a list of patterns such as "blocks.*", but got {patterns!r}.'
+            )
     classes: dict[type, tuple[list[Adapter], ClassSource]] = {}
     found: dict[tuple[int, str], Site] = {}
+    users: dict[tuple[int, str], dict[User, None]] = defaultdict(dict)
     asleep: set[str] = set()  # children that their parent's code never calls
     kinds: dict[str, Kind] = {}  # of children whose rate their parent's code reads, too
     for name, module, ancestors in walk(model):
@@ -105,13 +114,13 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
             if is_layer and name in asleep:
                 continue
             check_probability(getattr(holder, attribute, None), _join(place, attribute) if is_layer else place)
-            user = User(place, adapter.owners(module, ancestors), module)
             key = (id(holder), attribute)
             if key not in found:
                 kind = kinds.get(place, adapter.kind)
-                found[key] = Site(place, kind, holder, attribute, (user,), adapter.below_one)
-            elif user not in found[key].users:
-                found[key].users += (user,)
+                found[key] = Site(place, kind, holder, attribute, (), adapter.below_one)
+            users[key][User(place, adapter.owners(module, ancestors), module)] = None
+    for key, site in found.items():
+        site.users = tuple(users[key])
     return [site for site in found.values() if selected(site, include, exclude)]
 
 

@@ -4,6 +4,7 @@ Knows nothing of modules. Can be logged as JSON, printed with and without colour
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -134,6 +135,12 @@ class Audit:
         raise ValueError(
             f"Expected every place where {self.model} drops to be found and firing, but got {counts}:{places}{more}"
         )
+
+    def show(self) -> None:
+        """Print the table: in colours and as wide as the terminal, or as plain text where there is none."""
+        import rich
+
+        (rich.print if sys.stdout.isatty() else print)(self)
 
     def __str__(self) -> str:
         from rich.console import Console

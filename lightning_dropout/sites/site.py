@@ -81,6 +81,15 @@ class Site:
             ) from error
 
     @property
+    def held(self) -> Any:
+        """What the holder holds, as it is: to be given back by :meth:`give_back` when a borrowed rate is returned."""
+        return getattr(self.holder, self.attribute)
+
+    def give_back(self, held: Any) -> None:
+        """Put back what :attr:`held` was, unchecked: also an ``int``, or a rate that nobody may set."""
+        setattr(self.holder, self.attribute, held)
+
+    @property
     def owners(self) -> tuple[nn.Module, ...]:
         """Every module that must be in train mode for all users to drop, each once."""
         return tuple({id(owner): owner for user in self.users for owner in user.owners}.values())

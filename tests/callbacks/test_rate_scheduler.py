@@ -1,5 +1,6 @@
 """What reaches the modules, when, and what is left behind; whole runs of real trainers."""
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import lightning.pytorch
 import numpy as np
 import pytest
 import pytorch_lightning
+import timm.layers
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
@@ -720,3 +722,15 @@ def test_compiled_code_is_not_observed_and_that_is_said(
         make_trainer(scheduler, max_epochs=1).fit(module, loader)
     assert scheduler.findings is None
     assert "compiled code cannot be observed" in caplog.text
+
+
+def test_a_built_rate_that_may_not_be_set_is_given_back(
+    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader
+) -> None:
+    net = nn.Sequential(nn.Unflatten(1, (2, 2)), timm.layers.PatchDropout(0.5), nn.Flatten(), nn.LazyLinear(3))
+    net.eval()(torch.zeros(1, 4))
+    net[1].prob, net[1].num_prefix_tokens = 1, 0
+    module = make_recorder(net.train())
+    with contextlib.suppress(RuntimeError):  # the number of patches that are left fits no linear layer
+        make_trainer(DropoutScheduler(rate=0.25), max_epochs=1).fit(module, loader)
+    assert net[1].prob == 1

@@ -396,3 +396,10 @@ def test_module_that_pretends_to_be_another(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torch.nn.toy", types.ModuleType("os"))
     with pytest.raises(ConfigError):
         load_target("torch.nn.toy.Net")
+
+
+@pytest.mark.parametrize("name", ["Weights", "WeightsEnum", "register_model", "handle_legacy_interface"])
+def test_what_the_builders_of_torchvision_are_made_of_is_no_target(name: str) -> None:
+    with pytest.raises(ConfigError, match="Not allowed"):
+        load_target(f"torchvision.models.resnet.{name}")
+    assert load_target("torchvision.models.resnet.resnet18")

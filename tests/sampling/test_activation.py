@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from torch import Tensor, nn
 
@@ -187,3 +188,44 @@ def test_the_fast_path_is_off_inside(context: Any) -> None:
         children = [Site("", "dropout", layer.dropout1, "p", (User("", (layer.dropout1,), layer.dropout1),))]
         with dropping(children):
             assert not torch.equal(layer(x), layer(x))
+
+
+class Holder(nn.Module):
+    """Refuses to take back what it held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = 0.5
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "p" and value == 0.5 and hasattr(self, "p"):
+            raise RuntimeError("planted")
+        super().__setattr__(name, value)
+
+
+def test_one_thing_that_cannot_be_given_back_leaves_nothing_else_behind() -> None:
+    holder, drop = Holder().eval(), nn.Dropout(0.2).eval()
+    sites = [Site("a", "dropout", each, "p", (User("a", (each,), each),)) for each in (drop, holder)]
+    torch.backends.mha.set_fastpath_enabled(True)
+    with pytest.raises(RuntimeError, match="planted"), dropping(sites, [0.9, 0.9]):
+        assert (holder.training, drop.training) == (True, True)
+    assert (holder.training, drop.training, drop.p) == (False, False, 0.2)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_rate_of_1_that_nobody_may_set_is_given_back() -> None:
+    layer = timm.layers.PatchDropout(0.5)
+    layer.prob = 1
+    (site,) = find_sites(layer)
+    with dropping([site], [0.5]):
+        assert layer.prob == 0.5
+    assert layer.prob == 1
+    assert type(layer.prob) is int
+
+
+def test_quiet_sites_drop_nothing_inside_and_have_their_rates_back() -> None:
+    model = nn.Sequential(nn.Dropout(0.3), nn.Dropout(0.4))
+    first, second = find_sites(model)
+    with dropping([first], quiet=[second]):
+        assert [layer.p for layer in model] == [0.3, 0.0]
+    assert [layer.p for layer in model] == [0.3, 0.4]

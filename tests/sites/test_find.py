@@ -734,3 +734,16 @@ NAIVE_FINDERS = {
 def test_naive_finders_would_not_pass(finder: str) -> None:
     model = Backbone()
     assert len(NAIVE_FINDERS[finder](model)) < len(find_sites(model))
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude", "kinds"])
+@pytest.mark.parametrize("value", [3, [3], object], ids=["number", "numbers", "class"])
+def test_what_is_no_pattern_or_kind_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^Expected `{argument}` "):
+        find_sites(nn.Dropout(0.1), **{argument: value})
+
+
+def test_places_that_share_a_rate_are_collected_in_linear_time() -> None:
+    shared = nn.Dropout(0.1)
+    (site,) = find_sites(nn.ModuleList(nn.Sequential(shared) for _ in range(3000)))
+    assert len(site.users) == 3000

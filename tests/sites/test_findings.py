@@ -211,3 +211,10 @@ def test_the_error_names_five_places_the_worst_first_each_with_reason_and_cure()
 def test_only_states_can_be_tolerated(allow: Any) -> None:
     with pytest.raises(ValueError, match=r"^Expected `allow` to hold states among firing, silent, "):
         Audit("Net", (), ()).check(allow=allow)
+
+
+def test_without_a_terminal_the_table_is_not_cut_to_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a_module_with_a_long_name." * 2 + "drop"
+    report = Audit("Net", (Row("firing", name, "dropout", 0.1, 1, "scaled_dot_product_attention", 1),), ())
+    report.show()
+    assert name in capsys.readouterr().out

@@ -229,3 +229,17 @@ def test_sites_are_compared_by_identity() -> None:
     assert site == site
     assert site != site_of(holder)
     assert len({site, site_of(holder)}) == 2
+
+
+def test_what_was_held_is_given_back_as_it_was() -> None:
+    class Whole(nn.Module):
+        drop_prob = 1
+
+    holder = Whole()
+    site = Site("a", "drop_path", holder, "drop_prob", (User("a", (holder,), holder),), below_one=True)
+    held = site.held
+    site.rate = 0.5
+    site.give_back(held)
+    assert type(holder.drop_prob) is int
+    with pytest.raises(ValueError, match="below 1"):  # what giving back through the rate would do
+        site.rate = held

@@ -326,7 +326,9 @@ class _Reader(ast.NodeVisitor):
         if isinstance(test, ast.BoolOp):
             sides = [self._facts(value) for value in test.values]
             true, false = (tuple(fact for side in sides for fact in side[index]) for index in (0, 1))
-            return (true, ()) if isinstance(test.op, ast.And) else ((), false)
+            # `self.training or self.sampling`: in train mode, or else, so nobody can tell.
+            perhaps = tuple((path + _HANDED, True) for path, wanted in true if wanted and path.endswith("training"))
+            return (true, ()) if isinstance(test.op, ast.And) else (perhaps, false)
         if isinstance(test, ast.Compare) and len(test.ops) == 1 and _is_constant(test.comparators[0], None):
             chain = self._chain(self._meaning(test.left))
             if chain is None or len(chain) > 1:

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor, bernoulli, nn
 from torch.nn.functional import dropout as torchs_dropout
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -386,6 +386,12 @@ class ANewLayerInTraining(Base):
 class AttentionThatForgotTheFlag(Base):
     def forward(self, x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x, dropout_p=self.p)
+
+
+@found(owners="")
+class OnceInTrainingAndOnceAlways(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(F.dropout(x, self.p, self.training), self.p)
 
 
 # Where the class gets it from.
@@ -839,6 +845,24 @@ class OnWhenAsked(Base):
 
 
 @refused()
+class OnInTrainingOrWhenAsked(Base):
+    sampling = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.sampling:
+            x = F.dropout(x, self.p)
+        return x
+
+
+@refused()
+class Raised(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.p
+        rate += 0.1
+        return F.dropout(x, rate, self.training)
+
+
+@refused()
 class OnWhenTheCallerSaysSo(Base):
     def dropped(self, x: Tensor, training: bool) -> Tensor:
         if training:
@@ -909,6 +933,16 @@ class KeptByBernoulliWithoutAScale(Base):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             x = x * torch.bernoulli(torch.full_like(x, self.p))
+        return x
+
+
+@refused("drop_share")
+class KeptByAnImportedDraw(nn.Module):
+    drop_share = 0.25
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x * bernoulli(x, self.drop_share)
         return x
 
 
@@ -1283,6 +1317,21 @@ def test_a_rate_of_two_owners_needs_both() -> None:
     model = Nested()
     (site,) = find_sites(model)
     assert {id(owner) for owner in site.owners} == {id(model), id(model.drop)}
+
+
+def test_a_known_layer_may_have_a_mixin_behind_it() -> None:
+    class Scattering:
+        def scattered(self: Any, x: Tensor) -> Tensor:
+            return F.dropout(x, self.word_drop, self.training)
+
+    class Known(nn.Dropout, Scattering):
+        word_drop = 0.25
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scattered(super().forward(x))
+
+    model = nn.Sequential(Known(0.5))
+    assert [(site.name, site.attribute) for site in find_sites(model)] == [("0", "p"), ("0.word_drop", "word_drop")]
 
 
 def test_a_property_that_cannot_be_set_says_so_when_it_is() -> None:

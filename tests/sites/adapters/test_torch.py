@@ -147,6 +147,26 @@ def test_an_encoder_layer_owns_what_is_in_it() -> None:
         assert site.owners == (site.holder, encoder.layers[int(site.name.split(".")[1])])
 
 
+class AttentionWithALayer(nn.MultiheadAttention):
+    """Attention that drops its output as well, which the fast path of an encoder layer never calls."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 2, dropout=0.1, batch_first=True)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, weights = super().forward(*args, **kwargs)
+        return self.drop(output), weights
+
+
+def test_the_fast_path_passes_by_what_is_deeper_inside(check: Any) -> None:
+    model = encoder_layer()
+    model.self_attn = AttentionWithALayer()
+    sites = find_sites(model)
+    assert {site.name: site.owners for site in sites}["self_attn.drop"] == (model.self_attn.drop, model)
+    check(model, on(*SENTENCES), sites)()
+
+
 # Wrong finders.
 
 

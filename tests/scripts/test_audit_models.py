@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "coverage.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_models.py"
 TABLE = Path(__file__).parents[2] / "COVERAGE.md"
 
 
