@@ -73,7 +73,7 @@ class Site:
             )
         try:
             setattr(self.holder, self.attribute, number)
-        except (AttributeError, TypeError) as error:  # a frozen dataclass, a property without a setter
+        except Exception as error:  # a frozen dataclass, a property without a setter, a read-only configuration
             raise ValueError(
                 f"Expected `{type(self.holder).__name__}.{self.attribute}` (the rate of {self.name or 'the model'}) to "
                 f"be writable, but got {type(error).__name__}: {error}; leave it out with "

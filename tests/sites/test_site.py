@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_dropout.nn import Dropout, DropPath
@@ -243,3 +244,13 @@ def test_what_was_held_is_given_back_as_it_was() -> None:
     assert type(holder.drop_prob) is int
     with pytest.raises(ValueError, match="below 1"):  # what giving back through the rate would do
         site.rate = held
+
+
+def test_a_read_only_configuration_is_told_in_our_words() -> None:
+    config = OmegaConf.create({"dropout": 0.1})
+    OmegaConf.set_readonly(config, True)
+    module = nn.Linear(2, 2)
+    site = Site("a.config.dropout", "dropout", config, "dropout", (User("a.config.dropout", (module,), module),))
+    with pytest.raises(ValueError, match=r"^Expected `DictConfig\.dropout` .* to be writable"):
+        site.rate = 0.2
+    assert site.rate == 0.1
