@@ -57,11 +57,12 @@ class _Comparison:
             if rates is None
             else {site.key: rate for site, rate in zip(sites, rates, strict=True)}
         )
-        self.modules = {name: module for name, module, _ in walk(model)}
-        self.names = {id(module): name for name, module in reversed(self.modules.items())}  # the first name wins
+        modules = {name: module for name, module, _ in walk(model)}
+        self.model = modules[""]  # without its wrappers
+        self.names = {id(module): name for name, module in reversed(modules.items())}  # the first name wins
         self.near: dict[int, list[Site]] = defaultdict(list)  # by the modules whose code may use the site
         for site in sites:
-            users = [module for user in site.users for module in (user.owners or [self._module_at(user.name)])]
+            users = [module for user in site.users for module in (*user.owners, user.module)]
             for key in {id(module) for module in (site.holder, *users)}:
                 self.near[key].append(site)
         self.fired: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
@@ -70,9 +71,8 @@ class _Comparison:
         others = [event for event in self.events if not self._names_a_site(event)]
         named = frozenset(self.fired)
         strangers = [self._stranger(event) for event in others if not self._draws_for_a_site(event, named)]
-        model = self.modules[""]
         rows = (*(self._row(site) for site in self.sites), *strangers)
-        return Audit(type(model).__name__, rows, tuple(empty_slots(model)))
+        return Audit(type(self.model).__name__, rows, tuple(empty_slots(self.model)))
 
     def _names_a_site(self, event: Event) -> bool:
         """Book an event for the sites whose rate it shows."""
@@ -158,12 +158,6 @@ class _Comparison:
         while id(module) not in self.names:  # a wrapper
             module = next(module.children())
         return self.names[id(module)]
-
-    def _module_at(self, name: str) -> nn.Module:
-        """Return the module that a user's name is of, or that of an attribute of."""
-        while name not in self.modules:
-            name = name.rpartition(".")[0]
-        return self.modules[name]
 
 
 def _draws_kept(event: Event) -> bool:
