@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from lightning_dropout.callbacks import MCDropout as MCDropout
     from lightning_dropout.callbacks import RankRandomness as RankRandomness
     from lightning_dropout.callbacks import StochasticDepthScheduler as StochasticDepthScheduler
+    from lightning_dropout.callbacks import restore_rates as restore_rates
     from lightning_dropout.sampling import MCPrediction as MCPrediction
     from lightning_dropout.sampling import mc_sample as mc_sample
     from lightning_dropout.schedules import Constant as Constant
     from lightning_dropout.schedules import Cosine as Cosine
+    from lightning_dropout.schedules import Curriculum as Curriculum
+    from lightning_dropout.schedules import Cyclic as Cyclic
     from lightning_dropout.schedules import Early as Early
+    from lightning_dropout.schedules import Exponential as Exponential
     from lightning_dropout.schedules import Late as Late
     from lightning_dropout.schedules import Linear as Linear
+    from lightning_dropout.schedules import Piecewise as Piecewise
     from lightning_dropout.schedules import Schedule as Schedule
     from lightning_dropout.sites import Audit as Audit
     from lightning_dropout.sites import audit as audit
@@ -29,13 +34,18 @@ _HOMES = {
     "MCDropout": "callbacks",
     "RankRandomness": "callbacks",
     "StochasticDepthScheduler": "callbacks",
+    "restore_rates": "callbacks",
     "MCPrediction": "sampling",
     "mc_sample": "sampling",
     "Constant": "schedules",
     "Cosine": "schedules",
+    "Curriculum": "schedules",
+    "Cyclic": "schedules",
     "Early": "schedules",
+    "Exponential": "schedules",
     "Late": "schedules",
     "Linear": "schedules",
+    "Piecewise": "schedules",
     "Schedule": "schedules",
     "Audit": "sites",
     "audit": "sites",
@@ -51,6 +61,7 @@ _ROOMS = (
     "models",
     "modules",
     "nn",
+    "reports",
     "sampling",
     "schedules",
     "sites",

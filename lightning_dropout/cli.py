@@ -1,4 +1,4 @@
-"""The installed command: ``lightning-dropout audit timm/vit_tiny_patch16_224``, or ``audit model=vit data=digits``.
+"""The installed command: ``lightning-dropout audit timm/vit_tiny_patch16_224``, ``lightning-dropout plot model=vit``.
 
 For people who never clone the repository. Arguments are read before anything is imported, so that ``--help`` answers at
 once; what a subcommand does lies in the rooms above.
@@ -8,9 +8,18 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lightning_dropout.clock import RunLength
+    from lightning_dropout.reports import RateCurve
 
 __all__ = ["main"]
 
@@ -25,6 +34,27 @@ Run one forward pass in train mode, and show what drops in it, what could and do
   lightning-dropout audit model=vit data=digits          what scripts/train.py would train with these words,
                                                          on its first training batch
 """
+_PLOT = """\
+Draw the rate of every group of sites over a run before it starts: what scripts/train.py would do with these words.
+Nothing is trained or logged, no weights are fetched, and the figure is all that is written.
+
+  lightning-dropout plot model=vit data=digits callbacks/dropout=late
+  lightning-dropout plot experiment=vit_digits callbacks/stochastic_depth=linear --output vit.pdf
+"""
+# One process on the CPU that prints nothing and writes nothing, whatever the config says.
+_TO_PLAN = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": "32-true",
+    "plugins": None,
+    "sync_batchnorm": False,
+    "profiler": None,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": False,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,8 +71,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         {
           ...
     """
-    parser = _Parser(prog="lightning-dropout", description="Find every place where a model drops something.")
+    parser = _Parser(
+        prog="lightning-dropout",
+        description="Find every place where a model drops something; see its rates in advance.",
+    )
     commands = parser.add_subparsers(title="commands")
+    _add_audit(commands)
+    _add_plot(commands)
+
+    arguments, rest = parser.parse_known_args(argv)
+    if "run" not in arguments:
+        parser.print_help()
+        return
+    if any(word.startswith("-") for word in rest):
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.what += rest  # words after an option, which argparse sets aside
+
+    from lightning_dropout.configuration import run_main
+
+    run_main(functools.partial(arguments.run, arguments))
+
+
+def _add_audit(commands: Any) -> None:
     audit = commands.add_parser(
         "audit",
         help="show what drops in one forward pass of a model",
@@ -61,19 +111,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     audit.add_argument(
         "--allow", action="append", default=[], choices=_STATES, help="a state that --check passes over, such as silent"
     )
-    audit.set_defaults(run=_audit)
+    audit.set_defaults(run=_audit, parser=audit)
 
-    arguments, rest = parser.parse_known_args(argv)
-    if "run" not in arguments:
-        parser.print_help()
-        return
-    if any(word.startswith("-") for word in rest):
-        audit.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.what += rest  # words after an option, which argparse sets aside
 
-    from lightning_dropout.configuration import run_main
-
-    run_main(functools.partial(arguments.run, arguments))
+def _add_plot(commands: Any) -> None:
+    plot = commands.add_parser(
+        "plot",
+        help="draw the rates of a run before it starts",
+        description=_PLOT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plot.add_argument("what", nargs="+", help="words of scripts/train.py (key=value)")
+    plot.add_argument(
+        "--output",
+        type=_figure_path,
+        default="rates.png",
+        metavar="PATH",
+        help="the file to write; its ending says how: png, pdf, svg, ... (default: %(default)s)",
+    )
+    plot.set_defaults(run=_plot, parser=plot)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,10 +147,25 @@ def _rate(text: str) -> float | Literal["own"]:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1] or own, but got {text!r}") from error
 
 
+def _figure_path(text: str) -> Path:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = Path(text)
+    if path.suffix[1:].lower() not in (formats := FigureCanvasBase.get_supported_filetypes()):
+        raise argparse.ArgumentTypeError(f"expected an ending such as .png ({', '.join(formats)}), but got {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, but got {text!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, but got the folder {text!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that may be written, but got {text!r}")
+    return path
+
+
 def _audit(arguments: argparse.Namespace) -> None:
     from lightning_dropout.sites.audit import audit
 
-    is_config = any("=" in word or word.startswith("~") for word in arguments.what)
+    is_config = any(_is_of_config(word) for word in arguments.what)
     with contextlib.redirect_stdout(sys.stderr):  # what libraries and data print is no part of the answer
         title, model, inputs = (_of_config if is_config else _of_library)(arguments)
         result = audit(model, **inputs) if isinstance(inputs, dict) else audit(model, inputs)
@@ -126,20 +197,17 @@ def _of_library(arguments: argparse.Namespace) -> tuple[str, Any, Any]:
     return f"{name}: random weights, {rates}", *zoo.build(name, rate)
 
 
-def _of_config(arguments: argparse.Namespace) -> tuple[str, Any, Any]:
-    from hydra import compose, initialize_config_module
+def _is_of_config(word: str) -> bool:
+    return "=" in word or word.startswith("~")
 
-    from lightning_dropout.configuration import ConfigError, build, check_run, fill_from_data
+
+def _of_config(arguments: argparse.Namespace) -> tuple[str, Any, Any]:
+    from lightning_dropout.configuration import ConfigError, build
 
     if arguments.rate is not None:
         raise ConfigError("Expected no --rate, since a config has rates of its own; pass model.p=... instead.")
-    with initialize_config_module("lightning_dropout.conf", version_base="1.3"):
-        cfg = compose("train", arguments.what)
-    check_run(cfg)
-    data = build(cfg, "data")
-    data.prepare_data()
-    data.setup("fit")
-    fill_from_data(cfg, data)
+    cfg = _composed(arguments.what)
+    data = _filled(cfg)
     model = build(cfg, "model")
     inputs, _ = next(iter(data.train_dataloader()))
     return (
@@ -147,3 +215,64 @@ def _of_config(arguments: argparse.Namespace) -> tuple[str, Any, Any]:
         model,
         inputs,
     )
+
+
+def _composed(words: list[str]) -> "DictConfig":
+    from hydra import compose, initialize_config_module
+
+    from lightning_dropout.configuration import check_run
+
+    with initialize_config_module("lightning_dropout.conf", version_base="1.3"):
+        cfg = compose("train", words)
+    check_run(cfg)
+    return cfg
+
+
+def _filled(cfg: "DictConfig") -> Any:
+    """Return the data of a config, and write what they know into it."""
+    from lightning_dropout.configuration import build, fill_from_data
+
+    data = build(cfg, "data")
+    data.prepare_data()
+    data.setup("fit")
+    fill_from_data(cfg, data)
+    return data
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from lightning_dropout.configuration import ConfigError, quiet_lightning, quiet_trainer
+    from lightning_dropout.reports import draw_rates, rate_table
+
+    if no_words := [word for word in arguments.what if not _is_of_config(word)]:
+        raise ConfigError(f"Expected words of scripts/train.py such as model=vit, but got {no_words[0]!r}.")
+    cfg = _composed(arguments.what)
+    quiet_lightning()
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder, quiet_trainer():
+        cfg.output_dir = folder  # where a run writes; this one leaves before it does
+        if OmegaConf.select(cfg, "model.pretrained"):
+            cfg.model.pretrained = False  # no rate is among the weights
+        curves, length = _planned(cfg)
+    words = " ".join(arguments.what)
+    draw_rates(curves, steps=length.steps, epochs=length.epochs, title=words).savefig(arguments.output)
+    print(f"{words}: {_lengths(cfg, length)}")
+    print(rate_table(curves))
+    print(arguments.output)
+
+
+def _planned(cfg: "DictConfig") -> "tuple[list[RateCurve], RunLength]":
+    from lightning_dropout.callbacks.rate_plan import plan
+    from lightning_dropout.configuration import build, build_each
+
+    data = _filled(cfg)
+    module = build(cfg, "module", net=build(cfg, "model"))
+    return plan(build(cfg, "trainer", callbacks=build_each(cfg, "callbacks"), **_TO_PLAN), module, data)
+
+
+def _lengths(cfg: "DictConfig", length: "RunLength") -> str:
+    counts = {"epochs": length.epochs, "optimizer steps": length.steps}
+    known = [f"{round(float(count), 3):,.12g} {unit}" for unit, count in counts.items() if count is not None]
+    asked = {key: cfg.trainer.get(key, 1) for key in ("devices", "num_nodes")}
+    several = " ".join(f"trainer.{key}={count}" for key, count in asked.items() if count not in (1, "1"))
+    return ", ".join([*known, *([f"counted for one process instead of {several}"] if several else [])])

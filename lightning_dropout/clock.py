@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
-__all__ = ["Clock", "Duration", "RunLength", "parse_duration"]
+__all__ = ["Clock", "Duration", "RunLength", "parse_duration", "stair"]
 
 _DURATION = re.compile(r"(?P<amount>\d+(?:\.\d+)?)(?P<unit>ep|step)")
 _SPELLINGS = 'epochs ("10ep"), optimizer steps ("500step") or a fraction of the run (0.3)'
@@ -165,18 +165,57 @@ class Clock:
 
         Valid from ``on_train_batch_start`` on: there, and after a resume, the counters are those of the batch to come.
         """
-        whole = length.steps if self.unit == "step" else length.epochs
-        assert whole is not None  # noqa: S101  (measure has refused it)
-        # With `max_steps` the last epoch may be cut short: the whole is then no whole number of epochs.
-        done = _steps_done(trainer) if self.unit == "step" else trainer.current_epoch
-        return self.window(length, Fraction(done) / whole)
+        return self._at(length, _steps_done(trainer) if self.unit == "step" else int(trainer.current_epoch))
 
     def window(self, length: RunLength, done: Fraction) -> float:
         """Map the fraction ``done`` of the run to the window ``begin`` ... ``end``, clamped to [0, 1]."""
-        begin, end = self._begin.fraction(length), self._end.fraction(length)
-        if done <= begin:
-            return 0.0
-        return 1.0 if done >= end else float((done - begin) / (end - begin))
+        return self._at(length, done * self._whole(length))
+
+    def course(self, length: RunLength, points: int = 512) -> list[tuple[float, float]]:
+        """Return (fraction of the run, progress) over the whole run: what holds from there on, and at last its end.
+
+        Nothing for a run of no steps.
+
+        Args:
+            length: Of the run.
+            points: How many at most, but for the last; a shorter run gives one for each step or epoch.
+
+        Example:
+            >>> Clock(unit="epoch", end="1ep").course(RunLength(steps=None, epochs=Fraction(2)))
+            [(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)]
+        """
+        whole = self._whole(length)
+        if whole == 0:
+            return []
+        last = math.ceil(whole) - 1
+        count = min(points, last + 1)
+        done = [i * last // max(count - 1, 1) for i in range(count)]
+        return [
+            *((float(each / whole), self._at(length, each)) for each in done),
+            (1.0, self.window(length, Fraction(1))),
+        ]
+
+    def _at(self, length: RunLength, done: int | Fraction) -> float:
+        """Return the progress after ``done`` units of the run."""
+        memo = self.__dict__.get("_memo")  # asked at every step, and arithmetic with fractions is slow
+        if memo is None or memo[0] is not length:
+            memo = self.__dict__["_memo"] = length, *self._solve(length)
+        _, scale, start, span = memo
+        moved = done * scale - start
+        return 0.0 if moved <= 0 else 1.0 if moved >= span else float(moved / span)
+
+    def _solve(self, length: RunLength) -> tuple[int, int, int]:
+        """Return whole numbers with which progress is ``(done * scale - start) / span``, rounded once."""
+        whole = self._whole(length)
+        begin, end = self._begin.fraction(length) * whole, self._end.fraction(length) * whole
+        scale = math.lcm(begin.denominator, end.denominator)
+        return scale, int(begin * scale), int((end - begin) * scale)
+
+    def _whole(self, length: RunLength) -> Fraction:
+        # With `max_steps` the last epoch may be cut short: the whole is then no whole number of epochs.
+        whole = length.steps if self.unit == "step" else length.epochs
+        assert whole is not None  # noqa: S101  (measure has refused it)
+        return whole
 
     def _length(self, trainer: Any) -> RunLength:
         per_epoch = _steps_per_epoch(trainer)
@@ -199,6 +238,16 @@ class Clock:
             f"Expected a run of known length, but got max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps} "
             f"and {trainer.num_training_batches} training batches; pass e.g. `{wanted}` to the scheduler{count}."
         )
+
+
+def stair(progress: float, stairs: int) -> float:
+    """Hold ``progress`` still on stairs of equal width, the first at 0 and the last at 1.
+
+    Example:
+        >>> [stair(progress, stairs=3) for progress in (0.0, 0.3, 0.4, 0.7, 1.0)]
+        [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    return min(int(progress * stairs), stairs - 1) / (stairs - 1)
 
 
 def _steps_done(trainer: Any) -> int:

@@ -6,6 +6,7 @@ Every room that logs or reads a log takes its keys from here; a literal key else
 __all__ = [
     "DROPOUT",
     "DROP_PATH",
+    "RATE_PLAN",
     "TEST_ACCURACY",
     "TEST_LOSS",
     "TEST_RMSE",
@@ -30,6 +31,7 @@ TEST_ACCURACY = "test/accuracy"
 TEST_RMSE = "test/rmse"
 DROPOUT = "dropout"  # dropout/mean, dropout/min, dropout/max, dropout/<group>
 DROP_PATH = "drop_path"
+RATE_PLAN = "rates/plan"  # an image: every group's rate over the run that is about to start
 
 
 def rate_key(prefix: str, group: str) -> str:

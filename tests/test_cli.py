@@ -1,6 +1,7 @@
 """The installed command: what it prints, what its exit codes say, and what a wrong word costs."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import timm
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from lightning_dropout import cli, zoo
 from lightning_dropout.cli import main
@@ -49,6 +52,7 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == without
     assert without.startswith("usage: lightning-dropout")
     assert "audit" in without
+    assert "plot" in without
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "tv/mobilenet_v3_small", "hf/vit"])
@@ -127,6 +131,16 @@ WRONG = {
     "a folder that is not there": (["audit", "data=cifar10", "data.root=/nowhere"], "data.root=/nowhere"),
     "a forbidden target": (["audit", "model=custom", "model._target_=os.system"], "model._target_=os.system"),
     "a sweep": (["audit", "model=net,vit"], "model=net,vit"),
+    "nothing to plot": (["plot"], "what"),
+    "a model without a config": (["plot", "timm/test_vit"], "'timm/test_vit'"),
+    "an option of another command": (["plot", "model=net", "--rate", "0.1"], "--rate"),
+    "an ending that no figure has": (["plot", "model=net", "--output", "rates.txt"], "'rates.txt'"),
+    "an ending that is missing": (["plot", "model=net", "--output", "rates"], ".png"),
+    "a figure in a folder that is not there": (["plot", "model=net", "--output", "/nowhere/rates.png"], "/nowhere"),
+    "a config without schedulers": (["plot", "model=net", "callbacks/dropout=none"], "callbacks/dropout=linear"),
+    "a run without an end": (["plot", "model=net", "trainer.max_epochs=-1", "module.scheduler=null"], "max_epochs=-1"),
+    "a run without a beginning": (["plot", "model=net", "trainer.max_epochs=0"], "max_epochs=0"),
+    "an unknown argument of a schedule": (["plot", "model=net", "callbacks.dropout.scale.begin=1"], "begin"),
 }
 
 
@@ -147,6 +161,87 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(QUICK)
 
 
+# --- plot -----------------------------------------------------------------------------------------------------------
+
+PLOT = ["plot", "model=net", "trainer.max_epochs=3", "data.batch_size=400"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_plot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["callbacks/dropout=late", "callbacks.dropout.scale.begin=0.3"]
+    assert exit_code(*PLOT, *words) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"{' '.join([*PLOT[1:], *words])}: 3 epochs, 12 optimizer steps",
+        "group        sites  first  peak  last",
+        "dropout/all      2      0  0.25  0.25",
+        "rates.png",
+    ]
+    assert printed.err == ""
+    assert [path.name for path in folder.iterdir()] == ["rates.png"]  # no run, no log, no checkpoint
+    with Image.open(folder / "rates.png") as image:
+        assert image.width > 1000
+
+
+def test_the_table_is_of_the_rates_that_are_trained_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of twelve steps the last is at 11/12 of the run; accumulating two batches leaves six."""
+    for words, last in (([], 11 / 12), (["trainer.accumulate_grad_batches=2"], 5 / 6)):
+        assert exit_code(*PLOT, *words) == 0
+        row = capsys.readouterr().out.splitlines()[2].split()
+        assert [float(rate) for rate in row[2:]] == pytest.approx([0.0, 0.25 * last, 0.25 * last], abs=5e-4)
+
+
+def test_plot_elsewhere_and_otherwise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("plot", "--output", "figures/net.pdf", *PLOT[1:]) == 2
+    (folder / "figures").mkdir()
+    assert exit_code("plot", "--output", "figures/net.pdf", *PLOT[1:]) == 0
+    assert capsys.readouterr().out.endswith("\nfigures/net.pdf\n")
+    assert (folder / "figures" / "net.pdf").read_bytes().startswith(b"%PDF")
+    (folder / "taken.png").mkdir()
+    assert exit_code(*PLOT, "--output", "taken.png") == 2
+    assert "got the folder 'taken.png'" in capsys.readouterr().err
+
+
+def test_several_processes_are_not_started(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*PLOT, "trainer=ddp", "trainer.precision=16-mixed", "trainer.num_nodes=2") == 0
+    title = capsys.readouterr().out.splitlines()[0]
+    assert title.endswith(
+        "12 optimizer steps, counted for one process instead of trainer.devices=-1 trainer.num_nodes=2"
+    )
+
+
+def test_both_families_and_what_the_schedulers_say(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    words = ["plot", "model=vit", "trainer.max_epochs=1", "callbacks/stochastic_depth=constant"]
+    assert exit_code(*words) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[:2] for line in printed.splitlines()[2:-1]] == [["dropout/all", "17"], ["drop_path/all", "8"]]
+    assert "0.05 (0 to 0.1)" in printed
+    (line,) = [record.getMessage() for record in caplog.records if "lightning" in record.name]  # none of its own
+    assert line.startswith("StochasticDepthScheduler: built with rate 0, they stay 0")
+
+
+def test_no_weights_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(name: str, *, pretrained: bool, **arguments: Any) -> Any:
+        fetched.append(pretrained)
+        return create(name, pretrained=False, **arguments)
+
+    create, fetched = timm.create_model, list[bool]()
+    monkeypatch.setattr(timm, "create_model", create_model)
+    words = ["model=timm", "model.name=test_resnet", "model.pretrained=true", "model.p=0.1", "trainer.max_epochs=1"]
+    assert exit_code("plot", *words) == 0
+    assert fetched
+    assert not any(fetched)
+
+
 def test_the_command_is_installed() -> None:
     done = subprocess.run([COMMAND, *QUICK, "--rate", "2"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -158,7 +253,7 @@ def test_help_answers_at_once() -> None:
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        subprocess.run([COMMAND, "audit", "--help"], capture_output=True, check=True)
+        subprocess.run([COMMAND, "plot", "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.0
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_dropout.clock import Clock, Duration, RunLength, parse_duration
+from lightning_dropout.clock import Clock, Duration, RunLength, parse_duration, stair
 
 BATCHES = 6
 
@@ -387,6 +388,43 @@ def test_a_run_of_nothing_is_no_error(arguments: dict[str, Any]) -> None:
         assert (ticks, total) == ([], 0)
 
 
+# The course of a whole run, and stairs.
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50, 511, 512, 513, 100_000])
+def test_the_course_has_the_first_and_the_last_step_and_the_end(steps: int) -> None:
+    course = Clock().course(RunLength(Fraction(steps), None))
+    assert course[0] == (0.0, 0.0)
+    assert course[-2] == ((steps - 1) / steps, (steps - 1) / steps)
+    assert course[-1] == (1.0, 1.0)
+    assert len(course) == min(steps, 512) + 1
+    assert sorted(set(course)) == course
+    assert all(at == progress and (at * steps) == pytest.approx(round(at * steps)) for at, progress in course)
+
+
+def test_the_course_holds_still_within_epochs_and_outside_the_window() -> None:
+    length = RunLength(steps=Fraction(7), epochs=Fraction(7, 3))
+    expected = [(0.0, 0.0), (3 / 7, 3 / 7), (6 / 7, 6 / 7), (1.0, 1.0)]
+    assert Clock(unit="epoch").course(length) == expected
+    assert Clock(begin="2step", end="4step").course(length)[1:6] == [
+        (step / 7, min(1.0, max(0.0, (step - 2) / 2))) for step in range(1, 6)
+    ]
+
+
+def test_a_run_of_nothing_has_no_course() -> None:
+    nothing = RunLength(Fraction(0), Fraction(0))
+    assert Clock(begin="5ep", end="10ep").course(nothing) == []
+
+
+@pytest.mark.parametrize("stairs", [2, 3, 5, 8])
+def test_stairs_are_of_equal_width_and_reach_both_ends(stairs: int) -> None:
+    levels = [stair(step / 1000, stairs) for step in range(1001)]
+    assert sorted(set(levels)) == [level / (stairs - 1) for level in range(stairs)]
+    assert levels == sorted(levels)
+    widths = [levels.count(level) for level in sorted(set(levels))]
+    assert max(widths) - min(widths) <= 2
+
+
 # Resuming.
 
 
@@ -414,9 +452,11 @@ def test_a_resumed_run_goes_on_where_it_was(
         new_trainer(Stop(), max_epochs=2).fit(module())
     tracer = Tracer(Clock(unit=unit))
     new_trainer(tracer, max_epochs=2).fit(module(), ckpt_path=tmp_path / "half.ckpt")
-    resumed = [tick.progress for tick in tracer.ticks]
-    assert resumed == [tick.progress for tick in whole][-len(resumed) :]
-    assert len(resumed) == 12 - stop_after
+    expected = [tick.progress for tick in whole]
+    if lightning.__version__.startswith("2.4."):
+        # 2.4 saves before it counts the batch as done, and runs it again: all that follows is one batch late.
+        expected = [*expected, 1.0] if unit == "step" else [*expected[:stop_after], *expected[stop_after - 1 :]]
+    assert [tick.progress for tick in tracer.ticks] == expected[stop_after:]
 
 
 # Durations and arguments.

@@ -11,6 +11,7 @@ def test_keys_are_spelt_as_documented() -> None:
         >= {
             "DROPOUT": "dropout",
             "DROP_PATH": "drop_path",
+            "RATE_PLAN": "rates/plan",
             "TEST_ACCURACY": "test/accuracy",
             "TEST_LOSS": "test/loss",
             "TEST_RMSE": "test/rmse",

@@ -73,7 +73,7 @@ def test_the_python_of_the_readme_runs(
 
 
 @pytest.mark.parametrize(
-    "group", ["model", "data", "module", "trainer", "logger", "experiment", "callbacks/mc_dropout"]
+    "group", ["model", "data", "module", "trainer", "logger", "experiment", "callbacks/mc_dropout", "callbacks/dropout"]
 )
 def test_every_option_stands_in_the_table(group: str) -> None:
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{group}=")]
@@ -93,5 +93,14 @@ def test_pictures_and_links_exist() -> None:
 
 def test_the_audit_of_the_readme_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     (shown,) = re.findall(r"\$ lightning-dropout (audit timm/\S+)\n(.*?)```", README, flags=re.DOTALL)
+    main(shown[0].split())
+    assert capsys.readouterr().out == shown[1]
+
+
+def test_the_plot_of_the_readme_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shown,) = re.findall(r"\$ lightning-dropout (plot .*?)\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
     main(shown[0].split())
     assert capsys.readouterr().out == shown[1]

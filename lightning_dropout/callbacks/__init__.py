@@ -3,5 +3,6 @@
 from lightning_dropout.callbacks.mc_dropout import MCDropout
 from lightning_dropout.callbacks.rank_randomness import RankRandomness
 from lightning_dropout.callbacks.scheduler import DropoutScheduler, StochasticDepthScheduler
+from lightning_dropout.callbacks.trained_rates import restore_rates
 
-__all__ = ["DropoutScheduler", "MCDropout", "RankRandomness", "StochasticDepthScheduler"]
+__all__ = ["DropoutScheduler", "MCDropout", "RankRandomness", "StochasticDepthScheduler", "restore_rates"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.any_callback import AnyCallback
+from lightning_dropout.callbacks.any_callback import AnyCallback, release_of
 from lightning_dropout.callbacks.batch_labels import labels_of
 from lightning_dropout.callbacks.rate_scheduler import schedulers_of
 from lightning_dropout.metrics.predictive import PredictiveMetrics
@@ -30,6 +30,7 @@ __all__ = ["MCDropout"]
 Stage = Literal["test", "predict", "validate"]
 _ABSENT = object()
 _DEV_RUN_RATE = 0.1
+_FIRST_TO_LOG_KEYS_OF_LOADERS = (2, 5, 3)  # before, `log` refused a key that names its loader; what it calls did not
 
 
 class MCDropout(AnyCallback):
@@ -394,12 +395,12 @@ class MCDropout(AnyCallback):
     # --- what comes out ---------------------------------------------------------------------------------------------
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log(pl_module)
+        self._log(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log(pl_module)
+        self._log(trainer, pl_module)
 
-    def _log(self, pl_module: Any) -> None:
+    def _log(self, trainer: Any, pl_module: Any) -> None:
         if self._stage is None:
             return
         stage = "val" if self._stage == "validate" else self._stage
@@ -407,8 +408,11 @@ class MCDropout(AnyCallback):
             for side, metrics in sides.items():
                 for name, value in metrics.compute().items():
                     key = log_keys.comparison_key(stage, side, name, dataloader_idx)
+                    log = pl_module.log
+                    if dataloader_idx and release_of(trainer) < _FIRST_TO_LOG_KEYS_OF_LOADERS:
+                        log = functools.partial(trainer._results.log, pl_module._current_fx_name)
                     # equal on all ranks, since the metric has synced; the key says which loader
-                    pl_module.log(key, value, sync_dist=True, batch_size=1, add_dataloader_idx=False)
+                    log(key, value, sync_dist=True, batch_size=1, add_dataloader_idx=False)
 
     def _uncertain_predict_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)  # the loop reads the signature

@@ -5,38 +5,39 @@ checkpointing reads it again in backward, and a mid-epoch resume skips the start
 modules hold. What the run borrows, the model's own rates, is given back at its end.
 """
 
-import numbers
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.any_callback import AnyCallback
+from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_state
+from lightning_dropout.callbacks.first_forward import FirstForward
+from lightning_dropout.callbacks.log_plan import log_plan
+from lightning_dropout.callbacks.rate_arguments import Assignment, Rates, read_rates
+from lightning_dropout.callbacks.rate_group import RateGroup
+from lightning_dropout.callbacks.trained_rates import check_rates, rates_of, trained_sites
 from lightning_dropout.clock import Clock, RunLength
-from lightning_dropout.probability import check_probability
-from lightning_dropout.schedules import Constant, Schedule
-from lightning_dropout.sites import Audit, Kind, Observer, Site, compare, find_sites, selected, sites_of
+from lightning_dropout.reports.rates import RateCurve
+from lightning_dropout.sites import (
+    Audit,
+    Kind,
+    Site,
+    Slot,
+    allow_graphs,
+    compiled_roots,
+    fill_paths,
+    find_sites,
+    selected,
+)
 
-__all__ = ["RateScheduler", "Rates", "schedulers_of"]
+__all__ = ["CompileMode", "RateScheduler", "schedulers_of"]
 
-Rates = Union[float, Schedule, Mapping[str, Union[float, Schedule]], None]  # noqa: UP007  (jsonargparse reads it)
+CompileMode = Literal["auto", "tensor", "stairs", "off"]
 _STATE_VERSION = 1
-_OVERALL = ("mean", "min", "max")  # logged over all sites, so no group may be called so
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Sites that follow one schedule; each gets its ``factor`` of the schedule's value."""
-
-    name: str | None
-    schedule: Schedule
-    sites: tuple[Site, ...]
-    factors: tuple[float, ...]
 
 
 class RateScheduler(AnyCallback):
@@ -59,54 +60,49 @@ class RateScheduler(AnyCallback):
         clock: Clock,
         name: str | None,
         audit: bool,
+        compile_mode: CompileMode,
+        stairs: int,
+        fill_identity: bool = False,
     ) -> None:
         super().__init__()
-        if (rate is None) == (scale is None):
-            both = "neither" if rate is None else "both"
+        if compile_mode not in get_args(CompileMode):
             raise ValueError(
-                f"Expected exactly one of `rate` (probabilities) and `scale` (factors of the model's own rates), "
-                f"but got {both}; e.g. `rate=0.1` or `scale=Linear(0.0, 1.0)`."
+                f"Expected `compile_mode` to be one of {', '.join(get_args(CompileMode))}, but got {compile_mode!r}."
             )
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9_]+", name):
-            raise ValueError(f"Expected `name` to consist of letters, digits and underscores, but got {name!r}.")
-        given, self._argument = (rate, "rate") if scale is None else (scale, "scale")
-        plan: list[tuple[str | None, str | Sequence[str], object]] = [(name, sites, given)]
-        if isinstance(given, Mapping):
-            if sites != "*":
-                raise ValueError(
-                    f"Expected `sites` to be left out where `{self._argument}` maps patterns to schedules, "
-                    f"but got {sites!r}; write it into the keys."
-                )
-            if not given:
-                raise ValueError(f"Expected `{self._argument}` to map at least one pattern, but got an empty mapping.")
-            plan = [(_group_name(str(key)), str(key), value) for key, value in given.items()]
-        names = [group for group, _, _ in plan]
-        taken = [group for group in names if group in _OVERALL or (group and names.count(group) > 1)]
-        if taken:
-            raise ValueError(
-                f"Expected a log key of its own for each group, but `{self.prefix}/{taken[0]}` would be taken twice; "
-                "choose another `name` or pattern."
-            )
-        self._plan = [(group, pattern, self._schedule(value)) for group, pattern, value in plan]
+        if isinstance(stairs, bool) or not isinstance(stairs, int) or stairs < 2:
+            raise ValueError(f"Expected `stairs` to be a whole number of at least 2, but got {stairs!r}; e.g. 5.")
+        self._argument, self._plan = read_rates(rate, scale, sites, name, self.prefix)
         self._exclude = exclude
         self._clock = clock
         self._name = name
-        self._groups: list[_Group] = []
+        self._compile_mode = compile_mode
+        self._stairs = stairs
+        self._fill_identity = fill_identity
+        self._filled: list[Slot] = []
+        self._groups: list[RateGroup] = []
         self._length: RunLength | None = None
         self._borrowed: list[tuple[Site, Any]] = []  # what to give back; empty outside a run
+        self._more_graphs = 0  # than torch would keep, allowed for the run
         self._trained: dict[str, float] = {}
+        self._resumed_steps: float | None = None  # of the run that wrote the checkpoint
         self._checked_modes = False
-        self.audit = audit
-        self.findings: Audit | None = None
-        self._observer: Observer | None = None
+        self._first_forward = FirstForward(wanted=audit)
+
+    @property
+    def findings(self) -> Audit | None:
+        """What the observed forward has dropped; ``None`` without ``audit=True``, and before it ran."""
+        return self._first_forward.findings
 
     @property
     def state_key(self) -> str:
         return type(self).__name__ + (f"[{self._name}]" if self._name else "")
 
     def state_dict(self) -> dict[str, Any]:
-        rates = {_state_name(site): site.rate for group in self._groups for site in group.sites}
-        return {"version": _STATE_VERSION, "rates": rates or dict(self._trained)}
+        rates = rates_of(site for group in self._groups for site in group.sites)
+        state: dict[str, Any] = {"version": _STATE_VERSION, "rates": rates or dict(self._trained)}
+        if self._steps is not None:
+            state["steps"] = self._steps
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["version"] > _STATE_VERSION:
@@ -114,17 +110,35 @@ class RateScheduler(AnyCallback):
                 f"Expected a state of version {_STATE_VERSION} at most, but got {state_dict['version']}; "
                 "upgrade lightning-dropout to the version that wrote the checkpoint."
             )
-        self._trained = {str(name): check_probability(rate, name) for name, rate in state_dict["rates"].items()}
+        self._trained = check_rates(state_dict["rates"])
+        self._resumed_steps = state_dict.get("steps")
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._fill(pl_module)  # now, so that callbacks that come earlier in the list find the sites, too
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._give_back()
-        groups = [self._group(pl_module, *entry) for entry in self._plan]
+        self._fill(pl_module)  # what `configure_model` has built since
+        groups = [self._group(pl_module, each) for each in self._plan]
         self._refuse_shared(trainer, groups)
         self._length = self._clock.measure(trainer)
         self._borrow(site for group in groups for site in group.sites)
         self._groups = groups
+        self._adapt(pl_module)
         self._checked_modes = False
-        self.findings = None
+        self._first_forward.findings = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        before, self._resumed_steps = self._resumed_steps, None
+        now = self._steps
+        if before is not None and now is not None and before != now:
+            rank_zero_info(
+                f"{self.state_key}: the checkpoint is of a run of {before:g} steps and this one has {now:g}; rates "
+                "follow the new length, so they may jump here."
+            )
+        schedulers = schedulers_of(trainer)
+        if schedulers[0] is self:
+            log_plan(trainer, schedulers)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self._checked_modes:
@@ -133,41 +147,35 @@ class RateScheduler(AnyCallback):
         assert self._length is not None  # noqa: S101  (on_fit_start has run)
         progress = self._clock.progress(trainer, self._length)
         for group in self._groups:
-            value = float(group.schedule(progress))
-            for site, factor in zip(group.sites, group.factors, strict=True):
-                rate = value * factor
-                if site.rate != rate:
-                    site.rate = rate
+            group.set(progress)
         if trainer.fast_dev_run or trainer._logger_connector.should_update_logs:
             # Only when Lightning writes to the loggers: a log call costs more than setting a hundred rates. Its own
             # word for when, since `global_step` counts the steps of every optimizer.
             pl_module.log_dict(self._effective_rates(trainer), on_step=True, on_epoch=False, batch_size=1)
         if self._is_to_observe(trainer):
-            self._observe(pl_module)
+            self._first_forward.watch(pl_module, self.state_key)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        self._report(pl_module)  # before activation checkpointing runs forwards again
+        self._first_forward.report(pl_module)  # before activation checkpointing runs forwards again
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._report(pl_module)  # a step without a backward
+        self._first_forward.report(pl_module)  # a step without a backward
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._groups:  # inside fit the current rates stand
-            self._apply_trained(pl_module)
+            self._apply_trained(trainer, pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        self._apply_trained(pl_module)
+        self._apply_trained(trainer, pl_module)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        self._apply_trained(pl_module)
+        self._apply_trained(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._stop_observing()
-        self._give_back()
+        self._end()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._stop_observing()
-        self._give_back()
+        self._end()
 
     def base_rate(self, site: Site) -> float | None:
         """Return the rate that the model was built with; ``None`` while this scheduler has not changed it."""
@@ -176,11 +184,11 @@ class RateScheduler(AnyCallback):
     def final_rate(self, trainer: Any, site: Site) -> float | None:
         """Return the rate to which the fit brings ``site``; ``None`` where this scheduler does not drive it."""
         if site.kind in self.kinds:
-            for _, pattern, schedule in self._plan:
-                if selected(site, pattern, self._exclude):
+            for each in self._plan:
+                if selected(site, each.pattern, self._exclude):
                     base = self.base_rate(site)
                     unit = 1.0 if self._argument == "rate" else site.rate if base is None else base
-                    return float(schedule(self._final_progress(trainer))) * unit
+                    return float(each.schedule(self._final_progress(trainer))) * unit
         return None
 
     def _final_progress(self, trainer: Any) -> float:
@@ -188,27 +196,69 @@ class RateScheduler(AnyCallback):
         nothing_runs = length.steps == 0
         return 1.0 if trainer.fast_dev_run or nothing_runs else self._clock.window(length, Fraction(1))
 
-    def _schedule(self, value: object) -> Schedule:
-        if not isinstance(value, Schedule):
-            if self._argument == "rate":
-                return Constant(check_probability(value, "rate"))
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise ValueError(
-                    f"Expected `scale` to be a factor or a schedule of factors, but got {value!r}; "
-                    "e.g. `scale=Linear(0.0, 1.0)`."
-                )
-            return Constant(float(value))
-        if self._argument == "rate":
-            for progress, sample in value.samples():
-                if sample > 1.0:
-                    raise ValueError(
-                        f"Expected `rate` to give probabilities in [0, 1], but got {sample} from {value!r} at "
-                        f"progress {progress:g}; use `scale` for factors."
-                    )
-        return value
+    @property
+    def _steps(self) -> float | None:
+        return None if self._length is None or self._length.steps is None else float(self._length.steps)
 
-    def _group(self, model: nn.Module, name: str | None, pattern: str | Sequence[str], schedule: Schedule) -> _Group:
-        sites = tuple(find_sites(model, pattern, self._exclude, self.kinds))
+    def _fill(self, model: nn.Module) -> None:
+        if self._fill_identity:
+            for each in self._plan:
+                self._filled += fill_paths(model, each.pattern, self._exclude)
+
+    def _find(self, model: nn.Module, pattern: str | Sequence[str]) -> list[Site]:
+        return find_sites(model, pattern, self._exclude, self.kinds)
+
+    def _adapt(self, model: Any) -> None:
+        """Keep compiled parts of the model at few graphs."""
+        if self._compile_mode == "off":
+            return
+        roots = compiled_roots(model) if self._compile_mode == "auto" else [model]
+        inside = {part for root in roots for part in root.modules()}
+        progresses = [progress for _, progress in self._clock.course(self.run_length)]
+        tensors = self._compile_mode != "stairs"
+        stepped = [
+            site
+            for group in self._groups
+            for site in group.adapt(inside, progresses, model.device, self._stairs, tensors)
+        ]
+        if stepped:
+            # Torch counts the graphs of all instances of a class together, such as regionally compiled blocks.
+            self._more_graphs = self._stairs * max(Counter(map(type, roots)).values())
+            allow_graphs(self._more_graphs)
+            rank_zero_info(
+                f"{self.state_key}: `torch.compile` makes constants of the rates of {len(stepped)} sites "
+                f"({', '.join(site.name for site in stepped[:3])}{', ...' if len(stepped) > 3 else ''}): there the "
+                f"schedule is taken in {self._stairs} stairs, a graph each (`stairs={self._stairs}`)."
+            )
+
+    @property
+    def run_length(self) -> RunLength:
+        """How long the run is, from the start of a fit on."""
+        assert self._length is not None  # noqa: S101  (on_fit_start has measured it)
+        return self._length
+
+    def curves(self) -> list[RateCurve]:
+        """Return what the rates of each group will be over the run, from the start of a fit on."""
+        course = self._clock.course(self.run_length)
+        curves = []
+        for group in self._groups:
+            rates = [group.rates(progress) for _, progress in course]
+            curves.append(
+                RateCurve(
+                    family=self.prefix,
+                    label=group.name or "all",
+                    sites=len(group.sites),
+                    at=tuple(fraction for fraction, _ in course),
+                    mean=tuple(map(_mean, rates)),
+                    low=tuple(map(min, rates)),
+                    high=tuple(map(max, rates)),
+                )
+            )
+        return curves
+
+    def _group(self, model: nn.Module, assignment: Assignment) -> RateGroup:
+        schedule = assignment.schedule
+        sites = self._find(model, assignment.pattern)
         factors = self._factors(sites)
         if self._argument == "scale":
             peak = max(sample for _, sample in schedule.samples())
@@ -218,7 +268,7 @@ class RateScheduler(AnyCallback):
                     f"Expected `scale` to keep rates in [0, 1], but got {peak:g} × {worst.rate:g} at `{worst.name}`; "
                     "lower the schedule's peak."
                 )
-        return _Group(name, schedule, sites, tuple(factors))
+        return RateGroup(assignment.name, schedule, sites, factors)
 
     def _factors(self, sites: Sequence[Site]) -> list[float]:
         if self._argument == "rate":
@@ -235,7 +285,7 @@ class RateScheduler(AnyCallback):
             rank_zero_info(f"{type(self).__name__}: built with rate 0, they stay 0 under `scale`: {', '.join(zeros)}")
         return [site.rate for site in sites]
 
-    def _refuse_shared(self, trainer: Any, groups: Sequence[_Group]) -> None:
+    def _refuse_shared(self, trainer: Any, groups: Sequence[RateGroup]) -> None:
         mine: dict[tuple[int, str], Site] = {}
         for group in groups:
             for site in group.sites:
@@ -267,33 +317,10 @@ class RateScheduler(AnyCallback):
 
     def _is_to_observe(self, trainer: Any) -> bool:
         """Tell whether the coming forward is the one to observe: the first in which a site of this scheduler drops."""
-        if not self.audit or self.findings is not None or not trainer.is_global_zero:
+        if not self._first_forward.pending or not trainer.is_global_zero:
             return False
-        auditors = [other for other in schedulers_of(trainer) if other.audit]
+        auditors = [other for other in schedulers_of(trainer) if other._first_forward.wanted]
         return auditors[0] is self and any(site.effective_rate for group in self._groups for site in group.sites)
-
-    def _observe(self, model: nn.Module) -> None:
-        if _is_compiled(model):
-            self.audit = False
-            rank_zero_info(
-                f"{type(self).__name__}: compiled code cannot be observed, so `audit=True` reports nothing; audit the "
-                "model before it is compiled: `audit(model, batch)`."
-            )
-            return
-        self._observer = Observer(model)
-        self._observer.__enter__()
-
-    def _report(self, model: nn.Module) -> None:
-        if self._observer is not None:
-            observer = self._observer
-            self._stop_observing()
-            self.findings = compare(model, sites_of(model, strict=False), observer)
-            self.findings.show()
-
-    def _stop_observing(self) -> None:
-        if self._observer is not None:
-            observer, self._observer = self._observer, None
-            observer.__exit__(None, None, None)
 
     def _effective_rates(self, trainer: Any) -> dict[str, float]:
         """Return what the modules drop with: over all sites of this family, and in each group of this scheduler."""
@@ -305,31 +332,40 @@ class RateScheduler(AnyCallback):
         }
         return {log_keys.rate_key(self.prefix, name): value for name, value in values.items()}
 
-    def _apply_trained(self, model: nn.Module) -> None:
+    def _apply_trained(self, trainer: Any, model: nn.Module) -> None:
         """Bring the last trained rates, or those of the loaded checkpoint, back for evaluation."""
         self._give_back()
+        load_missed_state(self, trainer)
+        self._resumed_steps = None  # for a fit that goes on, not for one that comes after this
         if not self._trained:
             return
-        sites = {_state_name(site): site for site in sites_of(model, strict=False)}
-        missing = sorted(set(self._trained) - set(sites))
-        if missing:
-            raise ValueError(
-                f"Expected the sites that {self.state_key} has trained, but got a model without "
-                f"{', '.join(missing[:5])}; test with the model that the checkpoint belongs to."
-            )
-        self._borrow(sites[name] for name in self._trained)
-        for name, rate in self._trained.items():
-            sites[name].rate = rate
+        self._fill(model)
+        found = trained_sites(model, self._trained, self.state_key)
+        self._borrow(site for site, _ in found)
+        for site, rate in found:
+            site.rate = rate
 
-    def _borrow(self, sites: Any) -> None:
+    def _borrow(self, sites: Iterable[Site]) -> None:
         self._borrowed = [(site, site.held) for site in sites]
 
     def _give_back(self) -> None:
         if self._groups:
             self._trained = self.state_dict()["rates"]
+        if self._more_graphs:
+            allow_graphs(-self._more_graphs)
+            self._more_graphs = 0
+        for group in self._groups:
+            group.give_back()
         for site, held in self._borrowed:
             site.give_back(held)
         self._borrowed, self._groups = [], []
+
+    def _end(self) -> None:
+        self._first_forward.stop()
+        self._give_back()
+        for slot in self._filled:
+            slot.give_back()
+        self._filled = []
 
 
 def schedulers_of(trainer: Any) -> list[RateScheduler]:
@@ -341,24 +377,8 @@ def _mean(rates: Sequence[float]) -> float:
     return sum(rates) / len(rates)
 
 
-def _group_name(pattern: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", pattern).strip("_") or "all"
-
-
-def _state_name(site: Site) -> str:
-    return f"{site.name}:{site.attribute}"
-
-
 def _is_frozen(model: nn.Module, owner: nn.Module) -> bool:
     """Tell whether the smallest part of ``model`` around ``owner`` that has parameters trains none of them."""
     holders = [part for part in model.modules() if owner in part.modules() and any(True for _ in part.parameters())]
     smallest = min(holders, key=lambda part: sum(1 for _ in part.modules()), default=None)
     return smallest is not None and not any(parameter.requires_grad for parameter in smallest.parameters())
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Tell whether ``torch.compile`` runs a part of ``model``, be it as a wrapper, in place or by Lightning."""
-    return bool(getattr(model, "_compiler_ctx", None)) or any(
-        type(part).__module__ == "torch._dynamo.eval_frame" or getattr(part, "_compiled_call_impl", None) is not None
-        for part in model.modules()
-    )

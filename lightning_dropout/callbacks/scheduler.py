@@ -7,11 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import Literal, Union, get_args
 
+from torch import nn
+
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.rate_scheduler import Rates, RateScheduler
+from lightning_dropout.callbacks.rate_arguments import Rates
+from lightning_dropout.callbacks.rate_scheduler import CompileMode, RateScheduler
 from lightning_dropout.clock import Clock
 from lightning_dropout.nn import depth_rates
-from lightning_dropout.sites import Site
+from lightning_dropout.sites import Site, path_slots
 
 __all__ = ["DropoutScheduler", "StochasticDepthScheduler"]
 
@@ -38,6 +41,13 @@ class DropoutScheduler(RateScheduler):
         name: Names the group in the logs and tells two schedulers of one trainer apart in checkpoints.
         audit: Whether to observe the first training forward that drops and print what it really dropped, of all kinds;
             nothing is run in addition, and the result stays in ``findings``.
+        compile_mode: ``"auto"``: in what ``torch.compile`` runs, known layers read their rates from tensors, which
+            costs one graph for the whole schedule; a rate that compiled code reads as a number (attention, recurrent
+            layers, functional dropout) follows the schedule in stairs. ``"tensor"``: likewise everywhere, for a
+            compiled function that leaves no trace in the model. ``"stairs"``: numbers in stairs everywhere. ``"off"``:
+            numbers at every step, which ends in uncompiled runs after eight graphs.
+        stairs: How many values of a rate compiled code sees where it needs stairs, at least 2; the first is the
+            schedule's start, the last its end.
 
     Raises:
         ValueError: For impossible arguments at construction; at the start of a fit if no site matches, a site is driven
@@ -67,9 +77,20 @@ class DropoutScheduler(RateScheduler):
         total: str | None = None,
         name: str | None = None,
         audit: bool = False,
+        compile_mode: CompileMode = "auto",
+        stairs: int = 5,
     ) -> None:
-        clock = Clock(unit=unit, begin=begin, end=end, total=total)
-        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name, audit=audit)
+        super().__init__(
+            rate=rate,
+            scale=scale,
+            sites=sites,
+            exclude=exclude,
+            clock=Clock(unit=unit, begin=begin, end=end, total=total),
+            name=name,
+            audit=audit,
+            compile_mode=compile_mode,
+            stairs=stairs,
+        )
 
 
 class StochasticDepthScheduler(RateScheduler):
@@ -93,6 +114,10 @@ class StochasticDepthScheduler(RateScheduler):
         total: Length of the run where the trainer cannot know it.
         name: Names the group in the logs and tells two schedulers of one trainer apart in checkpoints.
         audit: Whether to observe the first training forward that drops and print what it really dropped.
+        compile_mode: As in :class:`DropoutScheduler`.
+        stairs: As in :class:`DropoutScheduler`.
+        fill_identity: Whether to put a ``DropPath`` where timm and transformers, built with a rate of 0, have left an
+            ``Identity`` or ``None``; needs ``rate``. What stood there is back at the end of each run.
 
     Raises:
         ValueError: As :class:`DropoutScheduler`; also for a ``depth_rule`` beside ``scale``, which keeps its own.
@@ -124,6 +149,9 @@ class StochasticDepthScheduler(RateScheduler):
         total: str | None = None,
         name: str | None = None,
         audit: bool = False,
+        compile_mode: CompileMode = "auto",
+        stairs: int = 5,
+        fill_identity: bool = False,
     ) -> None:
         if depth_rule not in get_args(DepthRule):
             raise ValueError(
@@ -134,9 +162,36 @@ class StochasticDepthScheduler(RateScheduler):
                 f'Expected `depth_rule="keep"` beside `scale`, which keeps the model\'s own rule, but got '
                 f"{depth_rule!r}; use `rate` to impose another."
             )
+        if scale is not None and fill_identity:
+            raise ValueError(
+                "Expected `rate` beside `fill_identity=True`, but got `scale`: what is filled has a rate of 0, and no "
+                "factor changes that; e.g. `rate=Linear(0.0, 0.1)`."
+            )
         self._depth_rule = depth_rule
-        clock = Clock(unit=unit, begin=begin, end=end, total=total)
-        super().__init__(rate=rate, scale=scale, sites=sites, exclude=exclude, clock=clock, name=name, audit=audit)
+        super().__init__(
+            rate=rate,
+            scale=scale,
+            sites=sites,
+            exclude=exclude,
+            clock=Clock(unit=unit, begin=begin, end=end, total=total),
+            name=name,
+            audit=audit,
+            compile_mode=compile_mode,
+            stairs=stairs,
+            fill_identity=fill_identity,
+        )
+
+    def _find(self, model: nn.Module, pattern: str | Sequence[str]) -> list[Site]:
+        try:
+            return super()._find(model, pattern)
+        except ValueError as error:
+            slots = path_slots(model, pattern, self._exclude)
+            if not slots or self._fill_identity:
+                raise
+            raise ValueError(
+                f"{error} Or pass `fill_identity=True` with `rate=` to StochasticDepthScheduler, which puts a DropPath "
+                f"into {len(slots)} of them for the run ({self.option}.fill_identity=true)."
+            ) from None
 
     def _factors(self, sites: Sequence[Site]) -> list[float]:
         if self._depth_rule != "linear":

@@ -5,7 +5,7 @@ Imports neither torch nor Lightning, so that ``--help`` is quick; targets are im
 
 from lightning_dropout.configuration.allowlist import ALLOWED_TARGETS, allow_targets
 from lightning_dropout.configuration.build import build, build_each
-from lightning_dropout.configuration.console import quiet_lightning, say_idle_gpus
+from lightning_dropout.configuration.console import quiet_lightning, quiet_trainer, say_idle_gpus
 from lightning_dropout.configuration.entry import run_main
 from lightning_dropout.configuration.errors import ConfigError
 from lightning_dropout.configuration.explain import explain
@@ -33,6 +33,7 @@ __all__ = [
     "fill_from_data",
     "fill_missing",
     "quiet_lightning",
+    "quiet_trainer",
     "redact",
     "refuse_secrets",
     "run_main",

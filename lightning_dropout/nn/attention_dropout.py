@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lightning_dropout.probability import check_probability
+from lightning_dropout.nn.rate import Rate
 
 __all__ = ["AttentionDropout"]
 
@@ -37,18 +37,11 @@ class AttentionDropout(nn.Module):
         torch.Size([2, 4, 5, 8])
     """
 
+    p = Rate()
+
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         self.p = p
-
-    @property
-    def p(self) -> float:
-        """Probability of dropping, in [0, 1]."""
-        return self._p
-
-    @p.setter
-    def p(self, value: float) -> None:
-        self._p = check_probability(value, "p")
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Return what the queries gather; ``options`` are those of the kernel, such as ``attn_mask``, ``is_causal``."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_dropout.nn import functional
 from lightning_dropout.nn.functional import Mode, check_mode
-from lightning_dropout.probability import check_probability
+from lightning_dropout.nn.rate import Rate
 
 __all__ = ["DropPath"]
 
@@ -49,21 +49,14 @@ class DropPath(nn.Module):
         tensor([1., 1.])
     """
 
+    drop_prob = Rate()
+
     def __init__(self, drop_prob: float = 0.0, mode: Mode = "row", scale_by_keep: bool = True) -> None:
         super().__init__()
         check_mode(mode)
         self.drop_prob = drop_prob
         self.mode = mode
         self.scale_by_keep = scale_by_keep
-
-    @property
-    def drop_prob(self) -> float:
-        """Probability of dropping, in [0, 1]."""
-        return self._drop_prob
-
-    @drop_prob.setter
-    def drop_prob(self, value: float) -> None:
-        self._drop_prob = check_probability(value, "drop_prob")
 
     def forward(
         self,
@@ -72,10 +65,20 @@ class DropPath(nn.Module):
         shortcut: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return ``x`` with samples dropped, in training mode; given a ``branch``, the same as ``residual``."""
+        return self.forward_at(self.drop_prob, x, branch, shortcut)
+
+    def forward_at(
+        self,
+        drop_prob: float | Tensor,
+        x: Tensor,
+        branch: Callable[[Tensor], Tensor] | None = None,
+        shortcut: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Do what ``forward`` does, at another rate; a tensor keeps one compiled graph while the rate changes."""
         if branch is None:
-            return functional.drop_path(x, self.drop_prob, self.training, self.mode, self.scale_by_keep)
+            return functional.drop_path(x, drop_prob, self.training, self.mode, self.scale_by_keep)
         return functional.drop_residual(
-            x, branch, self.drop_prob, self.training, self.mode, self.scale_by_keep, shortcut=shortcut
+            x, branch, drop_prob, self.training, self.mode, self.scale_by_keep, shortcut=shortcut
         )
 
     def residual(

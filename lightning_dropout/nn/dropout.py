@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lightning_dropout.nn import functional
 from lightning_dropout.nn.functional import Granularity, check_granularity
-from lightning_dropout.probability import check_probability
+from lightning_dropout.nn.rate import Rate
 
 __all__ = ["Dropout"]
 
@@ -45,6 +45,8 @@ class Dropout(nn.Module):
         tensor(0.)
     """
 
+    p = Rate()
+
     def __init__(self, p: float = 0.5, granularity: Granularity = "element", shared_over_batch: bool = False) -> None:
         super().__init__()
         check_granularity(granularity)
@@ -52,18 +54,13 @@ class Dropout(nn.Module):
         self.granularity = granularity
         self.shared_over_batch = shared_over_batch
 
-    @property
-    def p(self) -> float:
-        """Probability of dropping, in [0, 1]."""
-        return self._p
-
-    @p.setter
-    def p(self, value: float) -> None:
-        self._p = check_probability(value, "p")
-
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with values dropped, in training mode; ``x`` itself otherwise."""
-        return functional.dropout(x, self.p, self.training, self.granularity, self.shared_over_batch)
+        return self.forward_at(self.p, x)
+
+    def forward_at(self, p: float | Tensor, x: Tensor) -> Tensor:
+        """Do what ``forward`` does, at another rate; a tensor keeps one compiled graph while the rate changes."""
+        return functional.dropout(x, p, self.training, self.granularity, self.shared_over_batch)
 
     def extra_repr(self) -> str:
         """Name the rate, and what differs from the default."""

@@ -1,7 +1,8 @@
 """The maths of dropping: inverted dropout and stochastic depth as plain functions of tensors.
 
 Every mask of this package's own layers is drawn here. Nothing here keeps state, and nothing here branches on
-what is inside a tensor, so all of it runs under autocast, activation checkpointing and ``torch.compile``.
+what is inside a tensor, so all of it runs under autocast, activation checkpointing and ``torch.compile``. There a rate
+that is a float is a constant of the graph; one that is a tensor may change without another compilation.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ Mode = Literal["row", "batch"]
 
 def dropout(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     granularity: Granularity = "element",
     shared_over_batch: bool = False,
@@ -34,7 +35,8 @@ def dropout(
     Args:
         x: Floating-point values. The mask is drawn in float32 whatever their dtype: bfloat16 has too few
             digits to tell a rate of 0.001 from 0.
-        p: Probability of dropping, in [0, 1]; resolved to float32's 2**-24.
+        p: Probability of dropping, in [0, 1]; resolved to float32's 2**-24. A float32 scalar tensor is taken as it is,
+            unchecked, and always draws: looking at its value would cost a synchronisation or another graph.
         training: Drop (True) or pass ``x`` through (False).
         granularity: ``"element"`` tosses one coin per value, ``"channel"`` one per sample and index of dimension 1:
             a whole feature map of ``(batch, channel, height, width)``, but a whole token of ``(batch, token, dim)``.
@@ -57,10 +59,10 @@ def dropout(
         >>> sorted(set(dropout(torch.ones(1000), p=0.75).tolist()))
         [0.0, 4.0]
     """
-    p = check_probability(p, "p")
+    p = p if isinstance(p, Tensor) else check_probability(p, "p")
     check_granularity(granularity)
     _check_input(x, min_dims=2 if granularity == "channel" else int(shared_over_batch))
-    if not training or p == 0.0:
+    if not training or (isinstance(p, float) and p == 0.0):
         return x
     coins = list(x.shape)
     if granularity == "channel":
@@ -72,7 +74,7 @@ def dropout(
 
 def drop_path(
     x: Tensor,
-    drop_prob: float,
+    drop_prob: float | Tensor,
     training: bool = True,
     mode: Mode = "row",
     scale_by_keep: bool = True,
@@ -84,7 +86,7 @@ def drop_path(
 
     Args:
         x: Output of the branch, before it is added.
-        drop_prob: Probability of dropping, in [0, 1].
+        drop_prob: Probability of dropping, in [0, 1]; a tensor as in ``dropout``.
         training: Drop (True) or pass ``x`` through (False).
         mode: ``"row"`` tosses one coin per sample, ``"batch"`` one for all samples.
         scale_by_keep: Rescale kept values, so that the mean is that of evaluation; False leaves them as they are.
@@ -104,10 +106,10 @@ def drop_path(
         tensor([[0., 0.],
                 [2., 2.]])
     """
-    drop_prob = check_probability(drop_prob, "drop_prob")
+    drop_prob = drop_prob if isinstance(drop_prob, Tensor) else check_probability(drop_prob, "drop_prob")
     check_mode(mode)
     _check_input(x, min_dims=1)
-    if not training or drop_prob == 0.0:
+    if not training or (isinstance(drop_prob, float) and drop_prob == 0.0):
         return x
     coins = [1] * x.ndim
     if mode == "row":
@@ -118,7 +120,7 @@ def drop_path(
 def drop_residual(
     x: Tensor,
     branch: Callable[[Tensor], Tensor],
-    drop_prob: float,
+    drop_prob: float | Tensor,
     training: bool = True,
     mode: Mode = "row",
     scale_by_keep: bool = True,
@@ -133,7 +135,7 @@ def drop_residual(
     Args:
         x: What enters both the branch and the sum.
         branch: Function or module of ``x``; must treat every sample by itself or be batch normalisation.
-        drop_prob: Probability of dropping, in [0, 1].
+        drop_prob: Probability of dropping, in [0, 1]; a tensor as in ``dropout``.
         training: Drop (True) or add the branch as it is (False).
         mode: As in ``drop_path``.
         scale_by_keep: As in ``drop_path``.
@@ -175,15 +177,24 @@ def check_mode(mode: object) -> None:
         raise ValueError(f"Expected `mode` to be one of {get_args(Mode)}, but got {mode!r}.")
 
 
-def _drop(x: Tensor, coins: list[int], p: float, rescale: bool) -> Tensor:
+def _drop(x: Tensor, coins: list[int], p: float | Tensor, rescale: bool) -> Tensor:
     """Zero ``x`` where a coin of shape ``coins`` (1 = shared along that dimension) says so; 0 < ``p`` <= 1."""
     # The slice only lends its memory format to the mask: a channels_last input keeps its layout, forward and backward.
     like = x.detach()[tuple(slice(size) for size in coins)]
     dropped = torch.rand_like(like, dtype=torch.float32) < p
-    # At p = 1 nothing is kept, and 1 / (1 - p) would only bring 0 * inf = NaN into the backward pass.
-    kept = x * (1.0 / (1.0 - p)) if rescale and p < 1.0 else x
+    kept = _rescaled(x, p) if rescale else x
     # Not a product with the mask: 0 * inf is NaN.
     return torch.where(dropped, 0.0, kept)
+
+
+def _rescaled(x: Tensor, p: float | Tensor) -> Tensor:
+    # At p = 1 nothing is kept, and 1 / (1 - p) would only bring 0 * inf = NaN into the backward pass.
+    if not isinstance(p, Tensor):
+        return x * (1.0 / (1.0 - p)) if p < 1.0 else x
+    keep = 1.0 - p
+    scale = torch.where(keep > 0.0, 1.0 / keep.clamp_min(torch.finfo(keep.dtype).tiny), 1.0)
+    # A scalar tensor would be rounded to the dtype of ``x`` first: in bfloat16 the mean would be off by 0.2 %.
+    return (x.to(torch.promote_types(x.dtype, scale.dtype)) * scale).to(x.dtype)
 
 
 def _check_input(x: Tensor, min_dims: int) -> None:

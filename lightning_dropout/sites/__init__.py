@@ -2,21 +2,31 @@
 
 from lightning_dropout.sites.adapters import register_adapter
 from lightning_dropout.sites.audit import Audit, audit, compare
-from lightning_dropout.sites.find import empty_slots, find_sites, matches, selected, sites_of
+from lightning_dropout.sites.compilation import TensorRates, allow_graphs, compiled_roots, has_tensor_form
+from lightning_dropout.sites.find import find_sites, selected, sites_of
+from lightning_dropout.sites.names import matches
 from lightning_dropout.sites.observation import Observer
 from lightning_dropout.sites.site import Kind, Site, User
+from lightning_dropout.sites.slots import Slot, empty_slots, fill_paths, path_slots
 
 __all__ = [
     "Audit",
     "Kind",
     "Observer",
     "Site",
+    "Slot",
+    "TensorRates",
     "User",
+    "allow_graphs",
     "audit",
     "compare",
+    "compiled_roots",
     "empty_slots",
+    "fill_paths",
     "find_sites",
+    "has_tensor_form",
     "matches",
+    "path_slots",
     "register_adapter",
     "selected",
     "sites_of",

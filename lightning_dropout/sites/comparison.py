@@ -13,10 +13,11 @@ from torch import nn
 
 from lightning_dropout.sites.adapters.method import RATE_NAME
 from lightning_dropout.sites.adapters.registry import Kind, adapters_of, is_rate, is_registered
-from lightning_dropout.sites.find import empty_slots, walk
 from lightning_dropout.sites.findings import Audit, Row
+from lightning_dropout.sites.names import walk
 from lightning_dropout.sites.observation import HIDDEN_FROM_TORCH, Event, Observer
 from lightning_dropout.sites.site import Site
+from lightning_dropout.sites.slots import empty_slots
 
 __all__ = ["compare"]
 

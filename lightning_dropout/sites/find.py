@@ -7,9 +7,8 @@ schedule that does nothing, or an uncertainty of zero.
 import difflib
 import numbers
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +21,11 @@ from lightning_dropout.sites.adapters import torchvision as _torchvision  # noqa
 from lightning_dropout.sites.adapters import transformers as _transformers  # noqa: F401  (registers)
 from lightning_dropout.sites.adapters.registry import Adapter, adapters_of, is_rate, resolve
 from lightning_dropout.sites.adapters.source import ClassSource, source_of
+from lightning_dropout.sites.names import Patterns, join, matches, walk
 from lightning_dropout.sites.site import Kind, Site, User
+from lightning_dropout.sites.slots import empty_slots
 
-__all__ = ["empty_slots", "find_sites", "matches", "selected", "sites_of", "walk"]
-
-# Wrappers put these between a module and its children; nobody writes them into a pattern.
-_WRAPPER_NAMES = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
-_WRAPPERS_BY_CHILD = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # their only child is called "module"
-
-Patterns = str | Sequence[str]
+__all__ = ["find_sites", "selected", "sites_of"]
 
 
 def find_sites(
@@ -98,9 +93,9 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
         if cls not in classes:
             classes[cls] = adapters_of(module), source_of(cls)
         registered, source = classes[cls]
-        asleep |= {_join(name, child) for child in source.asleep(module)}
-        kinds |= {_join(name, child): kind for child, kind in source.kinds.items()}
-        places = [name, *(_join(name, path) for path in source.unexplained)]
+        asleep |= {join(name, child) for child in source.asleep(module)}
+        kinds |= {join(name, child): kind for child, kind in source.kinds.items()}
+        places = [name, *(join(name, path) for path in source.unexplained)]
         chosen = any(matches(each, include) for each in places) and not any(matches(each, exclude) for each in places)
         if strict and chosen:
             _refuse_frozen(name, module)
@@ -110,10 +105,10 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
                 continue
             holder, attribute = adapter.holder(module)
             is_layer = adapter in registered and len(registered) == 1 and holder is module
-            place = name if is_layer else _join(name, _place(adapter, holder))
+            place = name if is_layer else join(name, _place(adapter, holder))
             if is_layer and name in asleep:
                 continue
-            check_probability(getattr(holder, attribute, None), _join(place, attribute) if is_layer else place)
+            check_probability(getattr(holder, attribute, None), join(place, attribute) if is_layer else place)
             key = (id(holder), attribute)
             if key not in found:
                 kind = kinds.get(place, adapter.kind)
@@ -124,65 +119,10 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
     return [site for site in found.values() if selected(site, include, exclude)]
 
 
-def matches(name: str, patterns: Patterns) -> bool:
-    """Tell whether a dotted name matches one of the glob patterns, each of which may begin at any dot.
-
-    Example:
-        >>> matches("net.blocks.0.drop", "blocks.*"), matches("net.blocks.0.drop", "locks.*")
-        (True, False)
-    """
-    patterns = (patterns,) if isinstance(patterns, str) else patterns
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
-
-
 def selected(site: Site, include: Patterns, exclude: Patterns = ()) -> bool:
     """Tell whether a user of ``site`` matches ``include`` and none matches ``exclude``."""
     names = [user.name for user in site.users]
     return any(matches(name, include) for name in names) and not any(matches(name, exclude) for name in names)
-
-
-def empty_slots(model: nn.Module) -> list[str]:
-    """Return the places where a layer would drop if the model had been built with a rate above 0.
-
-    Libraries put an ``Identity`` or ``None`` there instead, which holds no rate that could be set.
-
-    Example:
-        >>> block = nn.Module()
-        >>> block.drop_path = nn.Identity()
-        >>> empty_slots(nn.Sequential(block))
-        ['0.drop_path']
-    """
-    slots: dict[str, None] = {}
-    for name, module, _ in walk(model):
-        if "Norm" in type(module).__name__:  # timm's have a slot of this name that no rate fills
-            continue
-        children = {**{key: value for key, value in vars(module).items() if value is None}, **module._modules}
-        for key, child in children.items():
-            if "drop" in key and (child is None or type(child) is nn.Identity):
-                slots[_join(name, key)] = None
-    return list(slots)
-
-
-def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Module]]]:
-    """Yield (canonical name, module, ancestors nearest first) for every place, so a shared module more than once."""
-
-    def visit(module: nn.Module, path: tuple[str, ...], ancestors: list[nn.Module]) -> Iterator[Any]:
-        if any(module is ancestor for ancestor in ancestors):  # a child that points back at its parent
-            return
-        wrapped = _WRAPPER_NAMES.intersection(module._modules.keys())  # TorchScript's cannot be iterated over
-        is_wrapper = bool(wrapped) or isinstance(module, _WRAPPERS_BY_CHILD)
-        if not is_wrapper:
-            yield ".".join(path), module, ancestors
-        above = ancestors if is_wrapper else [module, *ancestors]
-        for child_name, child in module._modules.items():
-            if child is not None:
-                yield from visit(child, path if is_wrapper else (*path, child_name), above)
-
-    yield from visit(model, (), [])
-
-
-def _join(name: str, attribute: str) -> str:
-    return f"{name}.{attribute}" if name and attribute else name or attribute
 
 
 def _place(adapter: Adapter, holder: object) -> str:
@@ -255,7 +195,7 @@ def _nothing_found(model: nn.Module, include: Patterns, exclude: Patterns, kinds
             f"Expected {type(model).__name__} to drop somewhere, but got no site in it ({wanted}); build it with "
             f"dropout layers, or teach the package your own with `register_adapter`.{left}"
         )
-    names = [site.name for site in everything]
+    names = [site.name for site in everything if site.kind in kinds] or [site.name for site in everything]
     patterns = (include,) if isinstance(include, str) else tuple(include)
     near = [hit for pattern in patterns for hit in difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)]
     shown = ", ".join(dict.fromkeys(near or names[:5]))

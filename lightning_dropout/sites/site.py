@@ -3,11 +3,13 @@
 Values only. How sites are found is ``find.py``'s business, which classes have them that of ``adapters/``.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from lightning_dropout.nn.rate import Rate
 from lightning_dropout.probability import check_probability
 from lightning_dropout.sites.adapters.registry import Kind
 
@@ -88,6 +90,25 @@ class Site:
     def give_back(self, held: Any) -> None:
         """Put back what :attr:`held` was, unchecked: also an ``int``, or a rate that nobody may set."""
         setattr(self.holder, self.attribute, held)
+
+    @property
+    def slot(self) -> tuple[dict[str, Any], str] | None:
+        """Where writing a rate in [0, 1] is all that setting it does: a dictionary and its key; else ``None``.
+
+        For who sets a hundred rates before every batch: ``nn.Module.__setattr__`` costs twenty times as much.
+        """
+        cls: Any = type(self.holder)
+        name = self.attribute
+        on_class = inspect.getattr_static(cls, name, None)
+        if (
+            self.below_one
+            or not isinstance(self.holder, nn.Module)
+            or cls.__setattr__ is not nn.Module.__setattr__
+            or name not in vars(self.holder)
+            or (hasattr(type(on_class), "__set__") and not isinstance(on_class, Rate))
+        ):
+            return None
+        return vars(self.holder), name
 
     @property
     def owners(self) -> tuple[nn.Module, ...]:

@@ -4,12 +4,14 @@ import copy
 import importlib.util
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning
 import lightning.pytorch
 import pytest
 import pytorch_lightning
+import torch
 
 from lightning_dropout.callbacks import (
     DropoutScheduler,
@@ -18,7 +20,7 @@ from lightning_dropout.callbacks import (
     StochasticDepthScheduler,
     any_callback,
 )
-from lightning_dropout.callbacks.any_callback import AnyCallback
+from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_state, release_of
 
 CALLBACKS = [
     DropoutScheduler(rate=0.1),
@@ -63,3 +65,41 @@ def test_releases_with_a_known_hole_are_told(monkeypatch: pytest.MonkeyPatch, ve
         warnings.simplefilter("always")
         fresh_copy_of_the_file()
     assert [f"lightning {version}" in str(warning.message) for warning in caught] == [True] * warned
+
+
+@pytest.mark.parametrize("package", [lightning, pytorch_lightning])
+def test_the_release_is_that_of_the_trainers_own_package(monkeypatch: pytest.MonkeyPatch, package: Any) -> None:
+    class Users(getattr(package, "pytorch", package).Trainer):  # type: ignore[misc]
+        def __init__(self) -> None: ...
+
+    monkeypatch.setattr(lightning, "__version__", "0.0.1")
+    monkeypatch.setattr(pytorch_lightning, "__version__", "0.0.1")
+    monkeypatch.setattr(package, "__version__", "2.10.1.post0")
+    assert release_of(Users()) == (2, 10, 1)
+
+
+class Stateful(AnyCallback):
+    """Keeps the state that it is given."""
+
+    state: dict[str, Any] | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict
+
+
+@pytest.mark.parametrize(("version", "loaded"), [("2.4.0", {"a": 1}), ("2.5.0", None), ("2.10.0", None)])
+def test_a_state_is_loaded_here_where_lightning_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loaded: dict[str, int] | None
+) -> None:
+    def state(path: Path | None) -> dict[str, int] | None:
+        trainer.ckpt_path, callback = path, Stateful()
+        load_missed_state(callback, trainer)
+        return callback.state
+
+    monkeypatch.setattr(lightning, "__version__", version)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    torch.save({"callbacks": {"Stateful": {"a": 1}, "Other": {"a": 2}}}, tmp_path / "of callbacks.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+    assert state(tmp_path / "of callbacks.ckpt") == loaded
+    assert state(tmp_path / "weights.ckpt") is None
+    assert state(None) is None

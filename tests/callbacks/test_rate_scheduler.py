@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
 import lightning.pytorch
 import numpy as np
 import pytest
 import pytorch_lightning
 import timm.layers
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
@@ -38,6 +38,7 @@ MakeTrainer = Callable[..., Any]
 MakeRecorder = Callable[..., Any]
 Loader = DataLoader[Any]
 RAMP = Linear(0.0, 0.75)
+LIGHTNING_2_4 = lightning.__version__.startswith("2.4.")
 
 
 class NaiveScheduler(Callback):
@@ -103,6 +104,16 @@ def test_the_check_above_fails_for_a_rate_set_at_the_start_of_the_epoch(
     trainer = make_trainer(scheduler, max_epochs=2, accumulate_grad_batches=accumulate)
     progress = expected_progress(unit, accumulate, epochs=2)
     assert not trace_equals_schedule(scheduler, make_recorder(), trainer, loader, RAMP, progress)
+
+
+@pytest.mark.parametrize("nothing", [{"max_epochs": 0}, {"limit_train_batches": 0}], ids=str)
+def test_a_fit_of_nothing_changes_nothing(
+    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader, nothing: Any
+) -> None:
+    module = make_recorder()
+    make_trainer(DropoutScheduler(rate=RAMP, begin="5ep"), **{"max_epochs": 1} | nothing).fit(module, loader)
+    assert module.trained == []
+    assert [site.rate for site in module.sites()] == [0.5, 0.2, 0.1]
 
 
 def test_window_and_total(make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader) -> None:
@@ -336,10 +347,14 @@ def test_a_resumed_run_sees_the_rates_of_an_unbroken_one(
     def trace(scheduler: Callable[[], Any]) -> list[float]:
         return interrupted_trace(make_trainer, make_recorder, loader, tmp_path, scheduler, checkpoint, step)
 
-    unbroken = [RAMP(at) for at in expected_progress(unit, accumulate=1, epochs=3)]
-    assert trace(lambda: DropoutScheduler(rate=RAMP, unit=unit)) == unbroken
+    expected = [RAMP(at) for at in expected_progress(unit, accumulate=1, epochs=3)]
+    if LIGHTNING_2_4 and checkpoint is every_step:
+        # 2.4 saves before it counts the batch as done, and runs it again: all that follows is one batch late.
+        expected = [*expected, RAMP(1.0)] if unit == "step" else [*expected[:step], *expected[step - 1 :]]
+    assert trace(lambda: DropoutScheduler(rate=RAMP, unit=unit)) == expected
 
 
+@pytest.mark.skipif(LIGHTNING_2_4, reason="2.4 calls on_train_epoch_start on a resume inside an epoch, too")
 def test_the_check_above_fails_for_a_rate_that_waits_for_the_start_of_an_epoch(
     make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader, tmp_path: Path
 ) -> None:
@@ -382,8 +397,8 @@ def test_the_state_is_plain_and_names_version_and_places(
     trainer.fit(make_recorder(), loader)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     state = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["DropoutScheduler[a]"]
-    assert state == {"version": 1, "rates": {"net.1:p": 0.25, "net.3:p": 0.25}}
-    assert all(type(rate) is float for rate in state["rates"].values())
+    assert state == {"version": 1, "rates": {"net.1:p": 0.25, "net.3:p": 0.25}, "steps": 3.0}
+    assert all(type(number) is float for number in (*state["rates"].values(), state["steps"]))
     with pytest.raises(ValueError, match="Expected a state of version 1 at most, but got 2; upgrade"):
         DropoutScheduler(rate=0.1).load_state_dict({"version": 2})
     with pytest.raises(ValueError, match=r"Expected `net\.1:p` to be a probability"):
@@ -607,8 +622,8 @@ def test_beside_callbacks_that_copy_weights_or_run_steps_of_their_own(
         "StochasticWeightAveraging": {"swa_lrs": 0.1, "swa_epoch_start": 1},
         "LearningRateFinder": {"num_training_steps": 4, "update_attr": False},
     }
-    if not hasattr(lightning.pytorch.callbacks, name):
-        pytest.skip(f"this release of Lightning has no {name}")
+    if name == "EMAWeightAveraging" and lightning.__version__.startswith(("2.4.", "2.5.")):
+        pytest.skip("it came with 2.6")
     other = getattr(lightning.pytorch.callbacks, name)(**arguments[name])
     callbacks = [DropoutScheduler(rate=RAMP), other]
     module = make_recorder()
@@ -616,8 +631,10 @@ def test_beside_callbacks_that_copy_weights_or_run_steps_of_their_own(
     make_trainer(*(callbacks if position == "before" else callbacks[::-1]), max_epochs=2).fit(module, loader)
     if name == "LearningRateFinder":
         assert set(module.trace()[:4]) == {0.5}  # its trials are no part of the run
-        module.trained = module.trained[-6:]
-    assert module.trace()[:6] == [RAMP(step / 6) for step in range(6)]
+        module.trained = module.trained[4:]
+    # Under 2.4 the run goes on in its data where the finder's trials stopped: behind the first of three batches.
+    steps = 5 if LIGHTNING_2_4 and name == "LearningRateFinder" else 6
+    assert module.trace()[:6] == [RAMP(step / 6) for step in range(steps)]
     assert [site.rate for site in module.sites()] == [0.5, 0.2, 0.1]
 
 
@@ -638,90 +655,6 @@ def test_copies_go_on_where_the_original_stood(
     assert module.trace() == [RAMP(step / 3) for step in range(3)]
     scheduler.load_state_dict({"version": 1, "rates": {"net.1:p": 0.25}})
     assert way(scheduler).state_dict() == scheduler.state_dict() == {"version": 1, "rates": {"net.1:p": 0.25}}
-
-
-# --- the audit of the first training forward ------------------------------------------------------------------------
-
-
-class Literal(nn.Module):
-    """Drops at a rate that stands in the code alone, so no site holds it."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.dropout(x, 0.25, self.training)
-
-
-def with_literal() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), Literal(), DropPath(0.2), nn.Dropout(0.0))
-
-
-@pytest.mark.parametrize("ramp", [0.5, RAMP], ids=["at once", "from the second step"])
-def test_the_first_forward_that_drops_is_observed(
-    make_trainer: MakeTrainer,
-    make_recorder: MakeRecorder,
-    loader: Loader,
-    ramp: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    module = make_recorder(with_literal())
-    forwards: list[int] = []
-    module.net.register_forward_hook(lambda *_: forwards.append(1) if module.training else None)
-    scheduler = DropoutScheduler(rate=ramp, sites="net.1", audit=True)
-    make_trainer(scheduler, max_epochs=1).fit(module, loader)
-    findings = scheduler.findings
-    assert findings is not None
-    assert [row.name for row in findings.firing] == ["net.1", "net.3"]
-    assert [(row.name, row.reason) for row in findings.silent] == [("net.4", "rate 0")]
-    assert [(row.name, row.rate) for row in findings.unregistered] == [("net.2", 0.25)]
-    assert capsys.readouterr().out.count("unregistered") >= 1
-    assert len(forwards) == 3  # nothing ran in addition
-
-
-def test_the_observer_is_gone_after_its_step_and_changes_no_weight(
-    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader
-) -> None:
-    weights = []
-    for audit in (False, True):
-        torch.manual_seed(0)
-        module = make_recorder()
-        hooks = len(nn.modules.module._global_forward_hooks)
-        make_trainer(DropoutScheduler(rate=0.5, audit=audit), max_epochs=2).fit(module, loader)
-        assert len(nn.modules.module._global_forward_hooks) == hooks
-        assert torch.overrides._get_current_function_mode_stack() == []
-        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
-    assert torch.equal(*weights)
-
-
-def test_an_error_in_the_observed_step_leaves_no_observer(
-    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader
-) -> None:
-    module = make_recorder()
-    module.net.register_forward_hook(lambda *_: 1 / 0)
-    scheduler = DropoutScheduler(rate=0.5, audit=True)
-    with pytest.raises(ZeroDivisionError):
-        make_trainer(scheduler, max_epochs=1, num_sanity_val_steps=0).fit(module, loader)
-    assert scheduler.findings is None
-    assert torch.overrides._get_current_function_mode_stack() == []
-
-
-def test_one_of_several_schedulers_observes(
-    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = [DropoutScheduler(rate=0.5, audit=True), StochasticDepthScheduler(rate=0.1, audit=True)]
-    make_trainer(*both, max_epochs=1).fit(make_recorder(), loader)
-    assert [scheduler.findings is None for scheduler in both] == [False, True]
-    assert capsys.readouterr().out.count("firing,") == 1
-
-
-def test_compiled_code_is_not_observed_and_that_is_said(
-    make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader, caplog: pytest.LogCaptureFixture
-) -> None:
-    module = make_recorder()
-    module.net = torch.compile(module.net, backend="eager")
-    scheduler = DropoutScheduler(rate=0.5, audit=True)
-    with caplog.at_level("INFO"):
-        make_trainer(scheduler, max_epochs=1).fit(module, loader)
-    assert scheduler.findings is None
-    assert "compiled code cannot be observed" in caplog.text
 
 
 def test_a_built_rate_that_may_not_be_set_is_given_back(

@@ -12,9 +12,10 @@ import pytorch_lightning.cli
 from torch import nn
 
 from lightning_dropout.callbacks import DropoutScheduler, MCDropout, RankRandomness, StochasticDepthScheduler
+from lightning_dropout.callbacks.rate_arguments import Assignment
 from lightning_dropout.models import ResNet, ViT
 from lightning_dropout.nn import DropPath, depth_rates
-from lightning_dropout.schedules import Late, Linear
+from lightning_dropout.schedules import Cyclic, Late, Linear, Piecewise
 from lightning_dropout.sites import find_sites
 
 pytestmark = [
@@ -61,6 +62,11 @@ def test_depth_rules_are_known_and_belong_to_rates() -> None:
         StochasticDepthScheduler(rate=0.1, depth_rule="cosine")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='Expected `depth_rule="keep"` beside `scale`'):
         StochasticDepthScheduler(scale=0.1, depth_rule="linear")
+
+
+def test_filling_needs_rates() -> None:
+    with pytest.raises(ValueError, match=r"Expected `rate` beside `fill_identity=True`, but got `scale`.*no factor"):
+        StochasticDepthScheduler(scale=0.1, fill_identity=True)
 
 
 def test_the_key_of_the_state_depends_on_the_name_alone() -> None:
@@ -164,14 +170,21 @@ trainer:
         end: 0.75
         unit: epoch
         sites: [a, b]
+        compile_mode: stairs
+        stairs: 3
     - class_path: lightning_dropout.DropoutScheduler
       init_args:
         rate:
           head: 0.1
           body: {class_path: lightning_dropout.schedules.Linear, init_args: {start: 0, end: 0.5}}
+          tail:
+            class_path: lightning_dropout.schedules.Piecewise
+            init_args:
+              schedules: [{class_path: lightning_dropout.Cyclic, init_args: {start: 0, end: 0.5, cycles: 2}}, 0.25]
+              boundaries: [0.5]
         name: groups
     - class_path: lightning_dropout.callbacks.StochasticDepthScheduler
-      init_args: {rate: 0.2, depth_rule: linear, total: 500step}
+      init_args: {rate: 0.2, depth_rule: linear, total: 500step, fill_identity: true}
     - class_path: lightning_dropout.callbacks.MCDropout
       init_args: {num_samples: 5, task: multiclass, rates: 0.5, stages: [test], labels: "1", kinds: [drop_path]}
     - class_path: lightning_dropout.callbacks.RankRandomness
@@ -195,12 +208,15 @@ def test_the_command_line_of_either_package_builds_every_callback(
         seed_everything_default=False,
     )
     late, groups, depth, mc, ranks = cli.trainer.callbacks[:5]
-    assert late._plan == [(None, ["a", "b"], Late(0.3, begin=0.25))]
+    assert late._plan == [Assignment(None, ["a", "b"], Late(0.3, begin=0.25))]
     assert (late._clock.begin, late._clock.end, late._clock.unit) == ("1ep", 0.75, "epoch")
-    head, body = groups._plan
-    assert head[:2] == ("head", "head")
-    assert body == ("body", "body", Linear(0, 0.5))
+    assert (late._compile_mode, late._stairs) == ("stairs", 3)
+    head, body, tail = groups._plan
+    assert (head.name, head.pattern) == ("head", "head")
+    assert body == Assignment("body", "body", Linear(0, 0.5))
+    assert tail.schedule == Piecewise([Cyclic(0, 0.5, cycles=2), 0.25], [0.5])
     assert isinstance(depth, StochasticDepthScheduler)
+    assert depth._fill_identity is True
     assert isinstance(mc, MCDropout)
     assert (mc.num_samples, mc.rates, mc.stages, mc.labels, mc.kinds) == (5, 0.5, ("test",), "1", ("drop_path",))
     assert isinstance(ranks, RankRandomness)

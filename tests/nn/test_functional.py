@@ -24,6 +24,7 @@ RATES = (0.0, 1e-3, 0.1, 0.5, 0.9, 1.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Drop = Callable[[Tensor], Tensor]
+Rate = Any  # a float, or the same number in a tensor
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Layout:
 
     x: tuple[int, ...]
     coins: tuple[int, ...]
-    drop: Callable[[Tensor, float], Tensor]
+    drop: Callable[[Tensor, Rate], Tensor]
 
     @property
     def num_calls(self) -> int:
@@ -80,9 +81,9 @@ def check_rate(drop: Drop, layout: Layout, p: float, dtype: torch.dtype = torch.
     assert stats.binomtest(dropped, n, p).pvalue > P_LIMIT, f"rate {dropped / n} instead of {p}"
 
 
-def check_scale(drop: Drop, layout: Layout, p: float, dtype: torch.dtype = torch.float32) -> None:
+def check_scale(drop: Drop, layout: Layout, p: float, dtype: torch.dtype = torch.float32, eps: float = 0.0) -> None:
     expected = torch.tensor(1 / (1 - p) if p < 1 else 0.0, dtype=dtype)
-    one_ulp = torch.finfo(dtype).eps * expected
+    one_ulp = max(torch.finfo(dtype).eps, eps) * expected
     for _ in range(layout.few_calls):
         y = drop(torch.ones(layout.x, dtype=dtype))
         assert y.dtype == dtype
@@ -106,6 +107,14 @@ def check_mean(drop: Drop, layout: Layout, p: float) -> None:
     ratios = torch.stack([(drop(x) / x)[layout.one_value_per_coin] for _ in range(layout.num_calls)])
     z = float((ratios - 1).double().mean()) * sqrt(ratios.numel() * (1 - p) / p)
     assert abs(z) < Z_LIMIT, f"mean is off, z={z:.1f}"
+
+
+def check_second_moment(drop: Drop, layout: Layout, p: float) -> None:
+    x = torch.linspace(1, 3, torch.Size(layout.x).numel()).reshape(layout.x)
+    ratios = torch.stack([(drop(x) / x)[layout.one_value_per_coin] for _ in range(layout.num_calls)])
+    squares = ratios.double().square()  # about 0: about the mean all of them are 1 at p = 0.5, without any spread
+    z = float(squares.mean() - 1 / (1 - p)) * sqrt(squares.numel()) / float(squares.std())
+    assert abs(z) < Z_LIMIT, f"second moment is off, z={z:.1f}"
 
 
 def check_independence(drop: Drop, layout: Layout, p: float) -> None:
@@ -155,7 +164,7 @@ def test_rate_scale_and_gradient(name: str, dtype: torch.dtype, p: float) -> Non
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_mean_and_independence(name: str, p: float) -> None:
-    for check in (check_mean, *JOINT_LAW):
+    for check in (check_mean, check_second_moment, *JOINT_LAW):
         check(lambda x: LAYOUTS[name].drop(x, p), LAYOUTS[name], p)
 
 
@@ -217,6 +226,10 @@ MUTANTS: dict[str, tuple[Callable[[Layout, float], Drop], Callable[[Drop, Layout
     "frozen mask": (mutant(frozen=True), check_independence),
     "other mask in backward": (mutant(backward="other"), check_gradient),
     "no mask in backward": (mutant(backward="none"), check_gradient),
+    "p + .003, scale matches": (
+        mutant(rate=lambda p: p + 0.003, scale_of=lambda p: p + 0.003),
+        check_second_moment,  # the mean is right
+    ),
 }
 
 
@@ -261,23 +274,27 @@ def test_rate_0_and_evaluation_return_the_input_and_draw_nothing(site: str) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_rate_1_returns_zeros_with_zero_gradients(site: str, dtype: torch.dtype) -> None:
+def test_rate_1_returns_zeros_with_zero_gradients(
+    site: str, dtype: torch.dtype, as_rate: Callable[[float], Rate]
+) -> None:
     x = torch.tensor([[1.0, float("inf")], [float("nan"), -3.0]], dtype=dtype, requires_grad=True)
-    y = SITES[site](x, 1.0)
+    y = SITES[site](x, as_rate(1.0))
     y.sum().backward()
     assert y.dtype == dtype
     assert torch.equal(y, torch.zeros_like(x))
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("site", SITES)
-def test_dropped_infinities_are_zero_and_leave_the_gradient_finite(site: str) -> None:
+def test_dropped_infinities_are_zero_and_leave_the_gradient_finite(site: str, as_rate: Callable[[float], Rate]) -> None:
     x = torch.full((50, 4), float("inf"), requires_grad=True)
-    y = SITES[site](x, 0.5)
+    y = SITES[site](x, as_rate(0.5))
     while not (y == 0).any():  # one coin for the batch may have kept it
-        y = SITES[site](x, 0.5)
+        y = SITES[site](x, as_rate(0.5))
     y.backward(torch.ones_like(y))
     assert torch.equal(x.grad, torch.where(y == 0, 0.0, 2.0))
 
@@ -307,13 +324,124 @@ def test_same_seed_same_mask_whatever_the_dtype() -> None:
     assert torch.equal(masks[0], masks[2])
 
 
+# Rates in tensors.
+
+TENSOR_RATES = (0.0, 1e-3, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("p", TENSOR_RATES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_rate_in_a_tensor_obeys_the_same_law(name: str, dtype: torch.dtype, p: float) -> None:
+    layout, rate = LAYOUTS[name], torch.tensor(p)
+    # The rate has float32's digits, so the scale has no more even where the values do.
+    check_rate(lambda x: layout.drop(x, rate), layout, p, dtype)
+    check_scale(lambda x: layout.drop(x, rate), layout, p, dtype, eps=torch.finfo(torch.float32).eps)
+    check_gradient(lambda x: layout.drop(x, rate), layout, p, dtype)
+
+
+@pytest.mark.parametrize("p", [1e-3, 0.5])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mean_variance_and_independence_under_a_tensor(name: str, p: float) -> None:
+    layout, rate = LAYOUTS[name], torch.tensor(p)
+    for check in (check_mean, check_second_moment, *JOINT_LAW):
+        check(lambda x: layout.drop(x, rate), layout, p)
+
+
+@pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("site", SITES)
+def test_a_tensor_keeps_what_the_same_number_keeps(site: str, dtype: torch.dtype, p: float) -> None:
+    results = []
+    x = torch.randn(500, 40).to(dtype)
+    for rate in (p, torch.tensor(p)):
+        torch.manual_seed(2)
+        results.append(SITES[site](x, rate))
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    assert torch.equal(results[0] == 0, results[1] == 0)
+    # As many digits as 1 - p keeps of the rate's.
+    torch.testing.assert_close(results[1], results[0], rtol=2 * eps + 2**-25 / max(1 - p, 0.01), atol=0)
+
+
+def test_nobody_looks_into_the_tensor() -> None:
+    x, rate = torch.ones(2, 3, device="meta"), torch.tensor(0.5, device="meta")  # which holds nothing to look at
+    for site in SITES.values():
+        assert site(x, rate).shape == x.shape
+        assert site(x, rate, training=False) is x
+    assert drop_residual(x, torch.exp, rate).shape == x.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        rate.item()
+
+
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
+def test_scale_by_keep_false_under_either_rate(as_rate: Callable[[float], Rate]) -> None:
+    x = torch.randn(1000, 3)
+    torch.manual_seed(2)
+    y = drop_path(x, as_rate(0.4), scale_by_keep=False)
+    assert torch.equal(y, torch.where(y == 0, 0, x))
+
+
+# Mutants of the path of tensors, each with the check that must notice it.
+
+
+def drop_with(
+    *,
+    mask_dtype: torch.dtype = torch.float32,
+    scale: Callable[[Tensor, Tensor], Tensor] = lambda x, rate: x / (1 - rate),
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def drop(x: Tensor, rate: Tensor) -> Tensor:
+        return torch.where(torch.rand_like(x, dtype=mask_dtype) < rate, 0.0, scale(x, rate))
+
+    return drop
+
+
+def check_finite_gradient(drop: Drop, layout: Layout, p: float, dtype: torch.dtype) -> None:
+    x = torch.ones(layout.x, dtype=dtype, requires_grad=True)
+    drop(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all(), "gradient is not finite"
+
+
+def check_mean_of_rounded_values(drop: Drop, layout: Layout, p: float, dtype: torch.dtype) -> None:
+    """Values of every mantissa, so that what rounding adds to one it takes from another."""
+    x = torch.linspace(1, 3, torch.Size(layout.x).numel()).reshape(layout.x).to(dtype)
+    sums = torch.stack([drop(x).double().sum() for _ in range(40)])
+    error = sqrt(p / (1 - p) * float(x.double().square().sum()) * len(sums))
+    z = float(sums.sum() - len(sums) * x.double().sum()) / error
+    assert abs(z) < Z_LIMIT, f"mean is off, z={z:.1f}"
+
+
+TENSOR_MUTANTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Any, float, torch.dtype]] = {
+    "mask drawn in bfloat16": (drop_with(mask_dtype=torch.bfloat16), check_rate, 1e-3, torch.bfloat16),
+    "division by 1 - p": (drop_with(), check_finite_gradient, 1.0, torch.float32),
+    "scale rounded to bfloat16": (
+        drop_with(scale=lambda x, rate: x * (1 / (1 - rate)).to(x.dtype)),
+        check_mean_of_rounded_values,
+        0.1,
+        torch.bfloat16,
+    ),
+    "no scale": (drop_with(scale=lambda x, rate: x), check_scale, 0.5, torch.float32),
+    "p and 1 - p swapped": (lambda x, rate: dropout(x, 1 - rate), check_rate, 1e-3, torch.float32),
+}
+
+
+@pytest.mark.parametrize("bug", TENSOR_MUTANTS)
+def test_every_planted_bug_of_a_rate_in_a_tensor_is_killed(bug: str) -> None:
+    drop, check, p, dtype = TENSOR_MUTANTS[bug]
+    layout, rate = LAYOUTS["element"], torch.tensor(p)
+    with pytest.raises(AssertionError):
+        check(lambda x: drop(x, rate), layout, p, dtype)
+    check(lambda x: dropout(x, rate), layout, p, dtype)
+
+
 # Where tensors live and how they lie.
 
 
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("site", SITES)
-def test_channels_last_stays(site: str) -> None:
+def test_channels_last_stays(site: str, as_rate: Callable[[float], Rate]) -> None:
     x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
-    y = SITES[site](x, 0.5)
+    y = SITES[site](x, as_rate(0.5))
     y.square().sum().backward()
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
@@ -334,13 +462,14 @@ def test_element_dropout_takes_a_scalar_tensor() -> None:
     assert dropout(torch.tensor(1.0), 1.0) == 0.0
 
 
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("site", SITES)
-def test_second_derivative(site: str) -> None:
+def test_second_derivative(site: str, as_rate: Callable[[float], Rate]) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
     def fixed(x: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return SITES[site](x**2, 0.5)
+        return SITES[site](x**2, as_rate(0.5))
 
     assert torch.autograd.gradcheck(fixed, x)
     assert torch.autograd.gradgradcheck(fixed, x)
@@ -358,19 +487,20 @@ def test_autocast_keeps_the_dtype_of_what_it_gets() -> None:
     assert linear.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph_with_the_same_law(backend: str) -> None:
-    def forward(x: Tensor) -> Tensor:
-        h = dropout(x, 0.3)
-        h = dropout(h, 0.3, granularity="channel", shared_over_batch=True)
-        return drop_residual(h, torch.tanh, 0.3)
+def test_compiles_to_one_graph_with_the_same_law(backend: str, as_rate: Callable[[float], Rate]) -> None:
+    def forward(x: Tensor, p: Rate) -> Tensor:
+        h = dropout(x, p)
+        h = dropout(h, p, granularity="channel", shared_over_batch=True)
+        return drop_residual(h, torch.tanh, p)
 
     compiled = torch.compile(forward, backend=backend, fullgraph=True)
     x = torch.ones(1000, 8, requires_grad=True)
     torch.manual_seed(5)
-    expected = forward(x)
+    expected = forward(x, as_rate(0.3))
     torch.manual_seed(5)
-    actual = compiled(x)
+    actual = compiled(x, as_rate(0.3))
     actual.sum().backward()
     assert torch.equal(actual, expected)
     assert x.grad.isfinite().all()

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lightning_dropout.nn import Dropout, DropPath
-from lightning_dropout.sites import Site, User
+from lightning_dropout.nn import AttentionDropout, Dropout, DropPath
+from lightning_dropout.sites import Site, TensorRates, User
 
 
 def site_of(holder: Any, attribute: str = "p", *users: tuple[nn.Module, ...], **options: Any) -> Site:
@@ -254,3 +255,113 @@ def test_a_read_only_configuration_is_told_in_our_words() -> None:
     with pytest.raises(ValueError, match=r"^Expected `DictConfig\.dropout` .* to be writable"):
         site.rate = 0.2
     assert site.rate == 0.1
+
+
+# Slots: where writing is all that setting does.
+
+
+class Custom(nn.Module):
+    """Watches its attributes."""
+
+    def __init__(self, p: float = 0.25) -> None:
+        super().__init__()
+        self.p = p
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self.__dict__["seen"] = name
+
+
+class OnClass(nn.Module):
+    p = 0.25
+
+
+class Computed(nn.Module):
+    """Keeps its rate elsewhere, and something else under its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = 0.75
+        self.__dict__["p"] = 0.25
+
+    @property
+    def p(self) -> float:
+        return 1.0 - self.keep
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self.keep = 1.0 - value
+
+
+def lent() -> nn.Module:
+    layer = nn.Dropout(0.25)
+    TensorRates([site_of(layer)], torch.device("cpu"))
+    return layer
+
+
+def of_timm() -> nn.Module:
+    layer: nn.Module = pytest.importorskip("timm.layers", reason="needs timm, an optional library").DropPath(0.25)
+    return layer
+
+
+def of_torchvision() -> nn.Module:
+    ops = pytest.importorskip("torchvision.ops", reason="needs torchvision, an optional library")
+    layer: nn.Module = ops.StochasticDepth(0.25, "row")
+    return layer
+
+
+WITH_SLOT = {
+    "nn.Dropout": (lambda: nn.Dropout(0.25), "p"),
+    "nn.MultiheadAttention": (lambda: nn.MultiheadAttention(2, 1, dropout=0.25), "dropout"),
+    "our Dropout": (lambda: Dropout(0.25), "p"),
+    "our AttentionDropout": (lambda: AttentionDropout(0.25), "p"),
+    "our DropPath": (lambda: DropPath(0.25), "drop_prob"),
+    "timm's DropPath": (of_timm, "drop_prob"),
+    "torchvision's StochasticDepth": (of_torchvision, "p"),
+}
+
+
+@pytest.mark.parametrize("holder", WITH_SLOT)
+def test_writing_into_the_slot_is_setting_the_rate(holder: str) -> None:
+    build, attribute = WITH_SLOT[holder]
+    written, assigned = (site_of(build(), attribute) for _ in range(2))
+    assert written.slot is not None
+    held, key = written.slot
+    for rate in (0.0, 0.5, 1.0):
+        held[key] = rate
+        assigned.rate = rate
+        assert written.rate == rate
+        assert repr(written.holder) == repr(assigned.holder)
+        assert list(vars(written.holder)) == list(vars(assigned.holder))  # no entry more, none in another place
+        assert vars(written.holder)[attribute] == vars(assigned.holder)[attribute]
+
+
+WITHOUT_SLOT = {
+    "a configuration": lambda: site_of(SimpleNamespace(p=0.25)),
+    "a layer that divides by what it keeps": lambda: site_of(nn.Dropout(0.25), below_one=True),
+    "a class with a __setattr__ of its own": lambda: site_of(Custom()),
+    "torch's own such class": lambda: site_of(nn.LSTM(2, 2, 2, dropout=0.25), "dropout"),
+    "an attribute of the class": lambda: site_of(OnClass()),
+    "a property": lambda: site_of(ReadOnly()),
+    "a property that hides an attribute": lambda: site_of(Computed()),
+    "a layer that was lent a tensor": lambda: site_of(lent()),
+}
+
+
+@pytest.mark.parametrize("reason", WITHOUT_SLOT)
+def test_where_setting_does_more_there_is_no_slot(reason: str) -> None:
+    site = WITHOUT_SLOT[reason]()
+    assert site.rate == 0.25
+    assert site.slot is None
+
+
+def test_writing_where_there_is_no_slot_would_be_wrong() -> None:
+    site = site_of(Computed())
+    vars(site.holder)["p"] = 0.5
+    assert site.rate == 0.25  # what a slot without a look at the class would do: nothing
+    site.rate = 0.5
+    assert site.rate == 0.5
+    watched = site_of(Custom())
+    watched.holder.seen = ""
+    watched.rate = 0.5
+    assert watched.holder.seen == "p"

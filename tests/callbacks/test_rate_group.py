@@ -1,0 +1,215 @@
+"""How rates get into layers: as floats, as tensors of compiled layers, in stairs of compiled code."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+
+from lightning_dropout.callbacks import DropoutScheduler
+from lightning_dropout.callbacks.rate_group import RateGroup
+from lightning_dropout.nn import AttentionDropout, Dropout
+from lightning_dropout.schedules import Constant, Late, Linear, Piecewise, Schedule
+from lightning_dropout.sites import find_sites
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+CPU = torch.device("cpu")
+RAMP = Linear(0.0, 0.5)
+PROGRESSES = [step / 100 for step in range(101)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class ByConfig(nn.Module):
+    """Reads its rate where other modules read it, too."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, self.config.dropout, self.training)
+
+
+class Config:
+    """Whatever holds numbers."""
+
+    def __init__(self) -> None:
+        self.dropout = 0.1
+
+
+def model() -> nn.Sequential:
+    """Return a model with a site of each sort: two layers, a fused attention, a number in a configuration."""
+    return nn.Sequential(nn.Dropout(0.1), Dropout(0.2), AttentionDropout(0.3), ByConfig(Config()))
+
+
+def group(schedule: Schedule = RAMP, factors: tuple[float, ...] = (1.0, 0.5, 1.0, 0.25)) -> RateGroup:
+    return RateGroup("all", schedule, find_sites(model()), factors)
+
+
+def held(group: RateGroup) -> list[float]:
+    return [site.rate for site in group.sites]
+
+
+def compiled(group: RateGroup, *which: int, stairs: int = 3, tensors: bool = True) -> list[str]:
+    """Adapt ``group`` to a compiler that runs some of its modules."""
+    modules = {group.sites[i].users[0].module for i in which}
+    stepped = group.adapt(modules, PROGRESSES, CPU, stairs, tensors)
+    return [site.name for site in stepped]
+
+
+@pytest.mark.parametrize("which", [(), (0,), (0, 1), (0, 1, 2, 3)], ids=str)
+def test_every_site_gets_its_factor_of_the_value(which: tuple[int, ...]) -> None:
+    rates = group()
+    compiled(rates, *which, stairs=3)
+    for progress in (0.0, 0.5, 1.0):  # where a stair is the schedule itself
+        rates.set(progress)
+        value = RAMP(progress)
+        assert held(rates) == rates.rates(progress) == [value, 0.5 * value, value, 0.25 * value]
+        assert all(type(rate) is float for rate in held(rates))
+
+
+def test_only_what_is_compiled_and_has_no_tensor_form_takes_stairs() -> None:
+    rates = group()
+    assert compiled(rates, 0, 2, 3, stairs=3) == ["2", "3.config.dropout"]
+    rates.set(0.3)
+    exact, stair = RAMP(0.3), RAMP(0.0)
+    assert held(rates) == rates.rates(0.3) == [exact, 0.5 * exact, stair, 0.25 * stair]
+    rates.set(0.4)
+    assert held(rates)[2:] == [0.25, 0.0625]  # the second of three stairs
+    assert [type(site.holder) is nn.Dropout for site in rates.sites[:1]] == [False]  # lent
+    rates.give_back()
+    assert type(rates.sites[0].holder) is nn.Dropout
+    rates.set(0.3)
+    assert held(rates) == [exact, 0.5 * exact, exact, 0.25 * exact]
+
+
+def test_without_tensors_compiled_layers_take_stairs_too() -> None:
+    rates = group()
+    assert compiled(rates, 0, 1, 2, tensors=False) == ["0", "1", "2"]
+    assert type(rates.sites[0].holder) is nn.Dropout
+
+
+@pytest.mark.parametrize(
+    "schedule", [Constant(0.5), Late(0.5, begin=0.37), Piecewise([0.0, 0.25, 0.5], [0.123, 0.456])], ids=repr
+)
+def test_a_schedule_of_few_values_needs_no_stairs(schedule: Schedule) -> None:
+    rates = group(schedule)
+    assert compiled(rates, 2, 3, stairs=3) == []
+    for progress in PROGRESSES:
+        rates.set(progress)
+        assert held(rates)[2] == schedule(progress)
+    assert compiled(group(RAMP), 2, 3, stairs=3) != []
+
+
+def test_stairs_are_as_many_as_asked_for_and_reach_both_ends() -> None:
+    for stairs in (2, 5, 7):
+        rates = group()
+        compiled(rates, 2, stairs=stairs)
+        seen = []
+        for progress in PROGRESSES:
+            rates.set(progress)
+            seen.append(held(rates)[2])
+        assert len(set(seen)) == stairs
+        assert (seen[0], seen[-1]) == (RAMP(0.0), RAMP(1.0))
+        assert seen == sorted(seen)
+
+
+class Beyond(Schedule):
+    """Leaves the range where no sample lies."""
+
+    def __call__(self, progress: float) -> float:
+        return float("nan") if progress == 0.123 else 1.5 if progress == 0.456 else -0.1 if progress == 0.789 else 0.5
+
+
+@pytest.mark.parametrize("progress", [0.123, 0.456, 0.789])
+def test_a_value_out_of_range_reaches_no_layer(progress: float) -> None:
+    rates = RateGroup(None, Beyond(), find_sites(model()), (0.5, 1.0, 0.0, 0.0))
+    before = held(rates)
+    with pytest.raises(ValueError, match=r"Expected `rate of 1` to be a probability"):
+        rates.set(progress)
+    assert held(rates) == before
+
+
+def test_what_a_layer_refuses_is_still_refused() -> None:
+    timm = pytest.importorskip("timm.layers")
+    rates = RateGroup(None, Constant(1.0), find_sites(nn.Sequential(timm.PatchDropout(0.5))), (1.0,))
+    with pytest.raises(ValueError, match="below 1, since this layer divides by 1 - rate"):
+        rates.set(0.0)
+
+
+# --- the arguments of the schedulers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "stepped"),
+    [
+        ("auto", []),  # a compiled function leaves no trace in the model
+        ("tensor", ["attention"]),
+        ("stairs", ["layer", "attention"]),
+        ("off", []),
+    ],
+)
+def test_compile_mode(
+    make_trainer: Any, make_recorder: Any, loader: Any, mode: Any, stepped: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.attention, self.head = nn.Dropout(0.5), AttentionDropout(0.5), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)[:, None, None]
+            output: Tensor = self.head(self.attention(x, x, x)[:, 0, 0])
+            return output
+
+    module = make_recorder(Net())
+    with caplog.at_level("INFO"):
+        make_trainer(DropoutScheduler(rate=RAMP, compile_mode=mode, stairs=2), max_epochs=4).fit(module, loader)
+    exact = [RAMP(step / 12) for step in range(12)]
+    for name in ("layer", "attention"):
+        assert module.trace(name) == ([0.0] * 6 + [0.5] * 6 if name in stepped else exact)
+    said = [line for line in caplog.messages if "makes constants of the rates" in line]
+    assert len(said) == bool(stepped)
+    if said:
+        assert f"of {len(stepped)} sites" in said[0]
+        assert "`stairs=2`" in said[0]
+
+
+def test_more_graphs_are_allowed_during_the_run_only(make_trainer: Any, make_recorder: Any, loader: Any) -> None:
+    limits = []
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            limits.append(torch._dynamo.config.recompile_limit)
+            return super().forward(x)
+
+    before = torch._dynamo.config.recompile_limit
+    for error in (None, RuntimeError("planted")):
+        module = make_recorder(Net(ByConfig(Config()), nn.Linear(4, 3)), fail_in_step=2 if error else None)
+        trainer = make_trainer(DropoutScheduler(rate=RAMP, compile_mode="tensor", stairs=4), max_epochs=4)
+        if error is None:
+            trainer.fit(module, loader)
+        else:
+            with pytest.raises(RuntimeError, match="planted"):
+                trainer.fit(module, loader)
+        assert torch._dynamo.config.recompile_limit == before
+    assert set(limits) == {before + 4}
+
+
+@pytest.mark.parametrize("stairs", [1, 0, -3, 2.5, True, "5"])
+def test_stairs_are_at_least_two(stairs: Any) -> None:
+    with pytest.raises(ValueError, match="Expected `stairs` to be a whole number of at least 2, but got"):
+        DropoutScheduler(rate=0.1, stairs=stairs)
+
+
+def test_compile_modes_are_known() -> None:
+    with pytest.raises(ValueError, match="Expected `compile_mode` to be one of auto, tensor, stairs, off, but got 'x'"):
+        DropoutScheduler(rate=0.1, compile_mode="x")  # type: ignore[arg-type]
