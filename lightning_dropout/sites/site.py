@@ -102,8 +102,7 @@ class Site:
         on_class = inspect.getattr_static(cls, name, None)
         if (
             self.below_one
-            or not isinstance(self.holder, nn.Module)
-            or cls.__setattr__ is not nn.Module.__setattr__
+            or cls.__setattr__ is not nn.Module.__setattr__  # nor is a configuration's
             or name not in vars(self.holder)
             or (hasattr(type(on_class), "__set__") and not isinstance(on_class, Rate))
         ):

@@ -14,6 +14,7 @@ import torch
 import torch.utils.checkpoint
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dropout.nn.functional import drop_path, drop_residual, dropout
 
@@ -340,7 +341,7 @@ def test_a_rate_in_a_tensor_obeys_the_same_law(name: str, dtype: torch.dtype, p:
     check_gradient(lambda x: layout.drop(x, rate), layout, p, dtype)
 
 
-@pytest.mark.parametrize("p", [1e-3, 0.5])
+@pytest.mark.parametrize("p", [0.1, 0.5])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_mean_variance_and_independence_under_a_tensor(name: str, p: float) -> None:
     layout, rate = LAYOUTS[name], torch.tensor(p)
@@ -371,6 +372,33 @@ def test_nobody_looks_into_the_tensor() -> None:
     assert drop_residual(x, torch.exp, rate).shape == x.shape
     with pytest.raises(RuntimeError, match="meta"):
         rate.item()
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of every product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[tuple[torch.dtype, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mul.Tensor:
+            self.dtypes.append(tuple(arg.dtype for arg in args if isinstance(arg, Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_scale_in_a_tensor_is_not_rounded_to_the_values() -> None:
+    """A GPU casts a scalar tensor to the dtype of the other factor before it multiplies; a CPU keeps its digits."""
+
+    def mixed(drop: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        x = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+        with Products() as products:
+            drop(x, torch.tensor(0.1)).sum().backward()
+        assert products.dtypes
+        return any(len(set(dtypes)) > 1 for dtypes in products.dtypes)
+
+    assert not any(mixed(site) for site in SITES.values())
+    assert mixed(drop_with(scale=lambda x, rate: x * (1 / (1 - rate))))
 
 
 @pytest.mark.parametrize("as_rate", [float, torch.tensor])

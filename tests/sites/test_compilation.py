@@ -25,6 +25,7 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 from lightning.pytorch.utilities.compile import from_compiled, to_uncompiled
+from scipy import stats
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -50,6 +51,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 Z_LIMIT = 4.71
+P_LIMIT = 2.5e-6  # the same limit as a two-sided p-value
 SATURATION = -1.7580993408473766  # of SELU: what alpha dropout puts in place of a dropped value, before it scales
 
 
@@ -181,9 +183,12 @@ def check_law(drop: Drop, name: str, p: float, dtype: torch.dtype = torch.float3
             assert y.dtype == dtype
             expected = torch.where(kept, kept_value, dropped_value)
             torch.testing.assert_close(y, expected.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
-    coins = torch.stack(calls).double() - (1 - p)
-    z = float(coins.sum()) / sqrt(coins.numel() * p * (1 - p))
-    assert abs(z) < Z_LIMIT, f"the rate is not {p}, z={z:.1f}"
+    coins = torch.stack(calls)
+    dropped, number = int((~coins).sum()), coins.numel()
+    assert stats.binomtest(dropped, number, p).pvalue > P_LIMIT, f"rate {dropped / number} instead of {p}"
+    if number * p**2 < 25:  # too few neighbours are dropped together for their number to be normal
+        return
+    coins = coins.double() - (1 - p)
     for dim in range(coins.ndim):  # calls, samples, ...
         products = coins.narrow(dim, 0, coins.shape[dim] - 1) * coins.narrow(dim, 1, coins.shape[dim] - 1)
         z = float(products.sum()) / (sqrt(products.numel() or 1) * p * (1 - p))
@@ -843,7 +848,7 @@ def test_blocks_with_numbers_would_not_even_be_compiled_once() -> None:
     model, counter = regionally_compiled(fullgraph=True)
     with pytest.raises(FailOnRecompileLimitHit):
         model(torch.randn(3, 4))
-    assert counter.frame_count == torch._dynamo.config.recompile_limit < len(model)
+    assert torch._dynamo.config.recompile_limit <= counter.frame_count < len(model)
 
 
 # Between forward and backward.
