@@ -13,10 +13,14 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
-__all__ = ["Clock", "Duration", "RunLength", "parse_duration", "stair"]
+__all__ = ["Clock", "Duration", "RunLength", "UnknownLengthError", "parse_duration"]
 
 _DURATION = re.compile(r"(?P<amount>\d+(?:\.\d+)?)(?P<unit>ep|step)")
 _SPELLINGS = 'epochs ("10ep"), optimizer steps ("500step") or a fraction of the run (0.3)'
+
+
+class UnknownLengthError(ValueError):
+    """Nobody knows how long the run will be."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def parse_duration(value: str | float, name: str) -> Duration:
             return Duration(amount, "step")
     elif isinstance(value, numbers.Real) and not isinstance(value, bool) and 0.0 <= float(value) <= 1.0:
         return Duration(Fraction(str(value)), "run")  # by its digits: 0.1 is a tenth
-    raise ValueError(f"Expected `{name}` to be {_SPELLINGS}, but got {value!r}.")
+    spellings = 'epochs ("10ep") or optimizer steps ("500step")' if name == "total" else _SPELLINGS
+    raise ValueError(f"Expected `{name}` to be {spellings}, but got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ class Clock:
         total: Length of the run, ``"500step"`` or ``"20ep"``; needed where the trainer cannot know it.
 
     Raises:
-        ValueError: At construction for a bad duration; from :meth:`measure` for a run of unknown length, or one that is
-            over before ``begin``.
+        ValueError: At construction for a bad duration; from :meth:`measure` for a run that is over before ``begin``, or
+            (as :class:`UnknownLengthError`) of unknown length.
 
     Example:
         >>> Clock(unit="epoch", end="8ep").window(RunLength(steps=None, epochs=Fraction(10)), Fraction(4, 10))
@@ -150,7 +155,7 @@ class Clock:
             return RunLength(Fraction(0), Fraction(0))  # nothing will run, so nobody will ask
         length = self._length(trainer)
         if (length.steps if self.unit == "step" else length.epochs) is None:
-            raise ValueError(self._unknown_length(trainer))
+            raise UnknownLengthError(self._unknown_length(trainer))
         begin, end = self._begin.fraction(length), self._end.fraction(length)
         if (begin >= end or begin >= 1) and not trainer.fast_dev_run:  # that tries settings made for a longer run
             steps = "" if length.steps is None else f" of {float(length.steps):g} steps"
@@ -184,7 +189,9 @@ class Clock:
             >>> Clock(unit="epoch", end="1ep").course(RunLength(steps=None, epochs=Fraction(2)))
             [(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)]
         """
-        whole = self._whole(length)
+        whole = length.steps if self.unit == "step" else length.epochs
+        if whole is None:  # a constant needs no length
+            return [(0.0, 0.0), (1.0, 1.0)]
         if whole == 0:
             return []
         last = math.ceil(whole) - 1
@@ -238,16 +245,6 @@ class Clock:
             f"Expected a run of known length, but got max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps} "
             f"and {trainer.num_training_batches} training batches; pass e.g. `{wanted}` to the scheduler{count}."
         )
-
-
-def stair(progress: float, stairs: int) -> float:
-    """Hold ``progress`` still on stairs of equal width, the first at 0 and the last at 1.
-
-    Example:
-        >>> [stair(progress, stairs=3) for progress in (0.0, 0.3, 0.4, 0.7, 1.0)]
-        [0.0, 0.0, 0.5, 1.0, 1.0]
-    """
-    return min(int(progress * stairs), stairs - 1) / (stairs - 1)
 
 
 def _steps_done(trainer: Any) -> int:

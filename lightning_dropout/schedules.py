@@ -80,7 +80,13 @@ class Schedule(ABC):
         """
         samples = []
         for progress in sorted(self._tried()):
-            value: object = self(progress)  # a subclass may return anything
+            try:
+                value: object = self(progress)  # a subclass may return anything
+            except Exception as error:
+                raise ValueError(
+                    f"Expected `{self!r}` to have a value at progress {progress:g}, but got {type(error).__name__}: "
+                    f"{error}; it is asked from 0 to 1, both included."
+                ) from error
             number = float(value) if isinstance(value, numbers.Real) else math.nan
             if not (math.isfinite(number) and number >= 0.0):
                 raise ValueError(

@@ -1,11 +1,13 @@
 """Which release of Lightning is under test: the installed one, or the older one that ``make test-releases`` names.
 
 An older release stands in a folder of its own, in front on ``PYTHONPATH``; a folder that is not found would let the
-tests pass on the installed release unseen, so the name is compared with what is really imported. Nothing else is set
-up here for all tests.
+tests pass on the installed release unseen, so the name is compared with what is really imported. Besides, each test
+starts with torch's own limit of graphs, which schedulers raise for good.
 """
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,3 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str | None:
     wanted = os.environ.get("LIGHTNING_RELEASE")
     return wanted and f"lightning and pytorch_lightning: {wanted}"
+
+
+@pytest.fixture(autouse=True)
+def _limit_of_graphs() -> Iterator[None]:
+    config = sys.modules.get("torch._dynamo.config")  # not loaded for this
+    limit = getattr(config, "recompile_limit", None)
+    yield
+    if config is not None:
+        config.recompile_limit = limit

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_dropout.clock import Clock, Duration, RunLength, parse_duration, stair
+from lightning_dropout.clock import Clock, Duration, RunLength, parse_duration
 
 BATCHES = 6
 
@@ -388,7 +388,7 @@ def test_a_run_of_nothing_is_no_error(arguments: dict[str, Any]) -> None:
         assert (ticks, total) == ([], 0)
 
 
-# The course of a whole run, and stairs.
+# The course of a whole run.
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50, 511, 512, 513, 100_000])
@@ -411,18 +411,13 @@ def test_the_course_holds_still_within_epochs_and_outside_the_window() -> None:
     ]
 
 
+def test_a_run_of_unknown_length_has_a_beginning_and_an_end() -> None:
+    assert Clock().course(RunLength(None, Fraction(3))) == [(0.0, 0.0), (1.0, 1.0)]
+
+
 def test_a_run_of_nothing_has_no_course() -> None:
     nothing = RunLength(Fraction(0), Fraction(0))
     assert Clock(begin="5ep", end="10ep").course(nothing) == []
-
-
-@pytest.mark.parametrize("stairs", [2, 3, 5, 8])
-def test_stairs_are_of_equal_width_and_reach_both_ends(stairs: int) -> None:
-    levels = [stair(step / 1000, stairs) for step in range(1001)]
-    assert sorted(set(levels)) == [level / (stairs - 1) for level in range(stairs)]
-    assert levels == sorted(levels)
-    widths = [levels.count(level) for level in sorted(set(levels))]
-    assert max(widths) - min(widths) <= 2
 
 
 # Resuming.
@@ -488,8 +483,12 @@ def test_durations(value: Any, expected: Duration) -> None:
     ids=repr,
 )
 def test_bad_durations_are_refused_at_construction(value: Any) -> None:
-    for name in ("begin", "end", "total"):
-        with pytest.raises(ValueError, match=rf'^Expected `{name}` to be epochs \("10ep"\), .* but got '):
+    for name, rest in (
+        ("begin", ", .*fraction"),
+        ("end", ", .*fraction"),
+        ("total", r' or optimizer steps \("500step"\),'),
+    ):
+        with pytest.raises(ValueError, match=rf'^Expected `{name}` to be epochs \("10ep"\){rest}.* but got '):
             Clock(**{name: value})
 
 

@@ -777,3 +777,13 @@ def test_a_schedule_that_skips_the_checks_is_caught_when_it_is_sampled() -> None
 def test_a_schedule_without_a_formula_cannot_be_built() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Schedule()  # type: ignore[abstract]
+
+
+def test_a_schedule_that_raises_says_where() -> None:
+    @dataclass(frozen=True)
+    class Hyperbola(Schedule):
+        def __call__(self, progress: float) -> float:
+            return 0.1 / (1.0 - progress)
+
+    with pytest.raises(ValueError, match="to have a value at progress 1, but got ZeroDivisionError: "):
+        Hyperbola()

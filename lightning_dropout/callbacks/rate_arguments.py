@@ -11,10 +11,12 @@ from typing import Literal, Union
 
 from lightning_dropout.probability import check_probability
 from lightning_dropout.schedules import Constant, Schedule
+from lightning_dropout.sites import check_patterns
 
 __all__ = ["Assignment", "Rates", "read_rates"]
 
 Rates = Union[float, Schedule, Mapping[str, Union[float, Schedule]], None]  # noqa: UP007  (jsonargparse reads it)
+_FACTORS = "a factor or a schedule of factors"
 _OVERALL = ("mean", "min", "max")  # logged over all sites, so no group may be called so
 
 
@@ -58,6 +60,7 @@ def read_rates(
             f"Expected exactly one of `rate` (probabilities) and `scale` (factors of the model's own rates), "
             f"but got {both}; e.g. `rate=0.1` or `scale=Linear(0.0, 1.0)`."
         )
+    check_patterns(sites, "sites")
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_]+", name):
         raise ValueError(f"Expected `name` to consist of letters, digits and underscores, but got {name!r}.")
     argument: Literal["rate", "scale"] = "scale" if rate is None else "rate"
@@ -87,14 +90,13 @@ def read_rates(
 
 def _schedule(value: object, argument: Literal["rate", "scale"]) -> Schedule:
     if not isinstance(value, Schedule):
-        if argument == "rate":
-            return Constant(check_probability(value, "rate"))
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            meant = "a probability of dropping or a schedule of them" if argument == "rate" else _FACTORS
             raise ValueError(
-                f"Expected `scale` to be a factor or a schedule of factors, but got {value!r}; "
-                "e.g. `scale=Linear(0.0, 1.0)`."
+                f"Expected `{argument}` to be {meant}, alone or by patterns of names, but got {value!r}; "
+                f"e.g. `{argument}=Linear(0.0, {'0.1' if argument == 'rate' else '1.0'})`, or a `Schedule` of your own."
             )
-        return Constant(float(value))
+        return Constant(check_probability(value, "rate") if argument == "rate" else float(value))
     if argument == "rate":
         for progress, sample in value.samples():
             if sample > 1.0:

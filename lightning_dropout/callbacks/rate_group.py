@@ -1,8 +1,8 @@
 """Sites that follow one schedule, and the three ways in which a rate gets into them.
 
 Eager code reads floats: they are set, and a foreign layer stays bit for bit what it was. Compiled layers that can read
-a tensor are lent one. All other compiled code makes a constant of a rate, so there the schedule is taken in stairs.
-When a rate is set is the scheduler's business.
+a tensor are lent one. All other compiled code makes a constant of a rate, so there the schedule's values are taken in
+stairs. When a rate is set is the scheduler's business.
 """
 
 from collections.abc import Sequence, Set
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_dropout.clock import stair
 from lightning_dropout.probability import check_probability
 from lightning_dropout.schedules import Schedule
 from lightning_dropout.sites import Site, TensorRates, has_tensor_form
@@ -35,13 +34,13 @@ class RateGroup:
         self.sites = tuple(sites)
         self.factors = tuple(factors)
         self._greatest = max(range(len(sites)), key=lambda i: factors[i])
-        self._stairs = 0
+        self._low, self._high, self._stairs = 0.0, 0.0, 2
         self._tensors: TensorRates | None = None
         self._sort(lent=[], stepped=[])
 
     def adapt(
         self, compiled: Set[nn.Module], progresses: Sequence[float], device: torch.device, stairs: int, tensors: bool
-    ) -> list[Site]:
+    ) -> tuple[list[Site], int]:
         """Keep compiled code at few graphs: lend tensors where that is possible, and take stairs elsewhere.
 
         Args:
@@ -52,18 +51,24 @@ class RateGroup:
             tensors: Whether to lend tensors at all.
 
         Returns:
-            The sites that take stairs: none if the schedule has no more values than that anyhow.
+            The sites that take stairs, none if the schedule has no more values than that anyhow; and how many values
+            compiled code will see as constants.
         """
-        inside = [i for i, site in enumerate(self.sites) if any(user.module in compiled for user in site.users)]
+        inside = [
+            i
+            for i, site in enumerate(self.sites)
+            # A rate that stays 0 makes no second graph, and read from a tensor it would toss coins for nothing.
+            if self.factors[i] > 0.0 and any(user.module in compiled for user in site.users)
+        ]
         lent = [i for i in inside if tensors and has_tensor_form(self.sites[i])]
-        stepped = [i for i in inside if i not in lent]
-        if len({self._value(progress) for progress in progresses}) <= stairs:
-            stepped = []
-        self._stairs = stairs
+        numbers = [i for i in inside if i not in lent]
+        values = {self._value(progress) for progress in progresses}
+        self._low, self._high, self._stairs = min(values, default=0.0), max(values, default=0.0), stairs
+        stepped = numbers if len(values) > stairs else []
         if lent:
             self._tensors = TensorRates([self.sites[i] for i in lent], device)
         self._sort(lent, stepped)
-        return [self.sites[i] for i in stepped]
+        return [self.sites[i] for i in stepped], min(len(values), stairs) if numbers else 0
 
     def give_back(self) -> None:
         """Return what was lent, and take no more stairs; the rates stay as they are."""
@@ -85,17 +90,25 @@ class RateGroup:
             self._tensors.set([value * factor for factor in self._lent])
         _assign(self._assigned, value)
         if self._stepped:
-            _assign(self._stepped, self._value(stair(progress, self._stairs)))
+            _assign(self._stepped, self._on_stairs(value))
 
     def rates(self, progress: float) -> list[float]:
         """Return the rate that each site gets at ``progress``."""
         stepped = {id(site) for site, _ in self._stepped}
         value = self._value(progress)
-        on_stair = self._value(stair(progress, self._stairs)) if stepped else value
+        on_stair = self._on_stairs(value) if stepped else value
         return [
             factor * (on_stair if id(site) in stepped else value)
             for site, factor in zip(self.sites, self.factors, strict=True)
         ]
+
+    def _on_stairs(self, value: float) -> float:
+        """Return the nearest of the values at equal distances from the run's lowest to its highest.
+
+        Of values, not of progress: points of progress would miss what happens between them, such as a short peak.
+        """
+        span = self._high - self._low
+        return self._low + span * round((self._stairs - 1) * (value - self._low) / span) / (self._stairs - 1)
 
     def _value(self, progress: float) -> float:
         value = float(self.schedule(progress))

@@ -19,15 +19,17 @@ from lightning_dropout.callbacks.first_forward import FirstForward
 from lightning_dropout.callbacks.log_plan import log_plan
 from lightning_dropout.callbacks.rate_arguments import Assignment, Rates, read_rates
 from lightning_dropout.callbacks.rate_group import RateGroup
-from lightning_dropout.callbacks.trained_rates import check_rates, rates_of, trained_sites
-from lightning_dropout.clock import Clock, RunLength
+from lightning_dropout.callbacks.trained_rates import rates_in, rates_of, state_of, trained_sites
+from lightning_dropout.clock import Clock, RunLength, UnknownLengthError
 from lightning_dropout.reports.rates import RateCurve
+from lightning_dropout.schedules import Constant
 from lightning_dropout.sites import (
     Audit,
     Kind,
     Site,
     Slot,
     allow_graphs,
+    check_patterns,
     compiled_roots,
     fill_paths,
     find_sites,
@@ -37,7 +39,9 @@ from lightning_dropout.sites import (
 __all__ = ["CompileMode", "RateScheduler", "schedulers_of"]
 
 CompileMode = Literal["auto", "tensor", "stairs", "off"]
-_STATE_VERSION = 1
+# A rate that compiled code reads as a number costs a graph for each of its values; as many again in eval mode, and once
+# more with a batch of another size.
+_GRAPHS_PER_VALUE = 4
 
 
 class RateScheduler(AnyCallback):
@@ -71,6 +75,7 @@ class RateScheduler(AnyCallback):
             )
         if isinstance(stairs, bool) or not isinstance(stairs, int) or stairs < 2:
             raise ValueError(f"Expected `stairs` to be a whole number of at least 2, but got {stairs!r}; e.g. 5.")
+        check_patterns(exclude, "exclude")
         self._argument, self._plan = read_rates(rate, scale, sites, name, self.prefix)
         self._exclude = exclude
         self._clock = clock
@@ -82,10 +87,11 @@ class RateScheduler(AnyCallback):
         self._groups: list[RateGroup] = []
         self._length: RunLength | None = None
         self._borrowed: list[tuple[Site, Any]] = []  # what to give back; empty outside a run
-        self._more_graphs = 0  # than torch would keep, allowed for the run
+        self._more_graphs = 0  # than torch would keep, allowed so far
+        self._roots: set[nn.Module] = set()  # what was compiled when the groups were adapted
         self._trained: dict[str, float] = {}
         self._resumed_steps: float | None = None  # of the run that wrote the checkpoint
-        self._checked_modes = False
+        self._driving = False  # whether a batch of this run has had its rates
         self._first_forward = FirstForward(wanted=audit)
 
     @property
@@ -98,19 +104,13 @@ class RateScheduler(AnyCallback):
         return type(self).__name__ + (f"[{self._name}]" if self._name else "")
 
     def state_dict(self) -> dict[str, Any]:
-        rates = rates_of(site for group in self._groups for site in group.sites)
-        state: dict[str, Any] = {"version": _STATE_VERSION, "rates": rates or dict(self._trained)}
+        state = state_of(self._rates_so_far())
         if self._steps is not None:
             state["steps"] = self._steps
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["version"] > _STATE_VERSION:
-            raise ValueError(
-                f"Expected a state of version {_STATE_VERSION} at most, but got {state_dict['version']}; "
-                "upgrade lightning-dropout to the version that wrote the checkpoint."
-            )
-        self._trained = check_rates(state_dict["rates"])
+        self._trained = rates_in(state_dict)
         self._resumed_steps = state_dict.get("steps")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -121,17 +121,19 @@ class RateScheduler(AnyCallback):
         self._fill(pl_module)  # what `configure_model` has built since
         groups = [self._group(pl_module, each) for each in self._plan]
         self._refuse_shared(trainer, groups)
-        self._length = self._clock.measure(trainer)
+        self._length = self._measure(trainer)
+        if self._fill_identity and not self._filled:
+            rank_zero_info(f"{self.state_key}: `fill_identity=True` has found no empty slot of a drop path.")
         self._borrow(site for group in groups for site in group.sites)
         self._groups = groups
         self._adapt(pl_module)
-        self._checked_modes = False
+        self._driving = False
         self._first_forward.findings = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         before, self._resumed_steps = self._resumed_steps, None
         now = self._steps
-        if before is not None and now is not None and before != now:
+        if before is not None and now is not None and before != now and not self._is_constant:
             rank_zero_info(
                 f"{self.state_key}: the checkpoint is of a run of {before:g} steps and this one has {now:g}; rates "
                 "follow the new length, so they may jump here."
@@ -141,11 +143,11 @@ class RateScheduler(AnyCallback):
             log_plan(trainer, schedulers)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if not self._checked_modes:
+        if not self._driving:
             self._refuse_sleeping(pl_module)
-            self._checked_modes = True
-        assert self._length is not None  # noqa: S101  (on_fit_start has run)
-        progress = self._clock.progress(trainer, self._length)
+            self._adapt(pl_module)  # what was compiled since
+            self._driving = True
+        progress = 0.0 if self._is_constant else self._clock.progress(trainer, self.run_length)
         for group in self._groups:
             group.set(progress)
         if trainer.fast_dev_run or trainer._logger_connector.should_update_logs:
@@ -192,9 +194,27 @@ class RateScheduler(AnyCallback):
         return None
 
     def _final_progress(self, trainer: Any) -> float:
-        length = self._clock.measure(trainer)
+        length = self._measure(trainer)
         nothing_runs = length.steps == 0
-        return 1.0 if trainer.fast_dev_run or nothing_runs else self._clock.window(length, Fraction(1))
+        if trainer.fast_dev_run or nothing_runs or self._is_constant:
+            return 1.0
+        return self._clock.window(length, Fraction(1))
+
+    @property
+    def _is_constant(self) -> bool:
+        return all(isinstance(each.schedule, Constant) for each in self._plan)
+
+    def _measure(self, trainer: Any) -> RunLength:
+        try:
+            return self._clock.measure(trainer)
+        except UnknownLengthError:
+            if not self._is_constant:
+                raise
+            return RunLength(None, None)  # nobody will ask
+
+    def _rates_so_far(self) -> dict[str, float]:
+        """Return the rates of the last batch; those of an earlier run where this one has had none."""
+        return rates_of(site for group in self._groups for site in group.sites) if self._driving else self._trained
 
     @property
     def _steps(self) -> float | None:
@@ -213,22 +233,29 @@ class RateScheduler(AnyCallback):
         if self._compile_mode == "off":
             return
         roots = compiled_roots(model) if self._compile_mode == "auto" else [model]
+        if {*roots} == self._roots:
+            return
+        self._roots = {*roots}
         inside = {part for root in roots for part in root.modules()}
         progresses = [progress for _, progress in self._clock.course(self.run_length)]
         tensors = self._compile_mode != "stairs"
-        stepped = [
-            site
-            for group in self._groups
-            for site in group.adapt(inside, progresses, model.device, self._stairs, tensors)
-        ]
+        stepped: list[Site] = []
+        values = 0
+        for group in self._groups:
+            group.give_back()
+            sites, constants = group.adapt(inside, progresses, model.device, self._stairs, tensors)
+            stepped += sites
+            values += constants
+        # Torch counts the graphs of all instances of a class together, such as regionally compiled blocks.
+        wanted = _GRAPHS_PER_VALUE * values * max(Counter(map(type, roots)).values(), default=0)
+        if wanted > self._more_graphs:
+            allow_graphs(wanted - self._more_graphs)
+            self._more_graphs = wanted
         if stepped:
-            # Torch counts the graphs of all instances of a class together, such as regionally compiled blocks.
-            self._more_graphs = self._stairs * max(Counter(map(type, roots)).values())
-            allow_graphs(self._more_graphs)
             rank_zero_info(
                 f"{self.state_key}: `torch.compile` makes constants of the rates of {len(stepped)} sites "
                 f"({', '.join(site.name for site in stepped[:3])}{', ...' if len(stepped) > 3 else ''}): there the "
-                f"schedule is taken in {self._stairs} stairs, a graph each (`stairs={self._stairs}`)."
+                f"schedule's values are taken in {self._stairs} stairs, a graph each (`stairs={self._stairs}`)."
             )
 
     @property
@@ -311,8 +338,9 @@ class RateScheduler(AnyCallback):
                 if factor > 0.0 and asleep and not _is_frozen(model, asleep[0]):
                     raise ValueError(
                         f"Expected `{site.name}` in train mode during fit, but got it in eval mode, where it drops "
-                        "nothing whatever its rate (pretrained models often arrive so); call `.train()` on the model "
-                        "before `fit`, or leave the site out with `exclude`."
+                        "nothing whatever its rate (pretrained models often arrive so, and an interrupted validation "
+                        "leaves them so); call `.train()` on the model before `fit`, or leave the site out with "
+                        "`exclude`."
                     )
 
     def _is_to_observe(self, trainer: Any) -> bool:
@@ -349,11 +377,9 @@ class RateScheduler(AnyCallback):
         self._borrowed = [(site, site.held) for site in sites]
 
     def _give_back(self) -> None:
-        if self._groups:
-            self._trained = self.state_dict()["rates"]
-        if self._more_graphs:
-            allow_graphs(-self._more_graphs)
-            self._more_graphs = 0
+        self._trained = self._rates_so_far()
+        self._driving = False
+        self._roots = set()
         for group in self._groups:
             group.give_back()
         for site, held in self._borrowed:

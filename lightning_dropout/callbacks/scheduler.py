@@ -43,11 +43,12 @@ class DropoutScheduler(RateScheduler):
             nothing is run in addition, and the result stays in ``findings``.
         compile_mode: ``"auto"``: in what ``torch.compile`` runs, known layers read their rates from tensors, which
             costs one graph for the whole schedule; a rate that compiled code reads as a number (attention, recurrent
-            layers, functional dropout) follows the schedule in stairs. ``"tensor"``: likewise everywhere, for a
+            layers, functional dropout) takes the schedule's values in stairs. ``"tensor"``: likewise everywhere, for a
             compiled function that leaves no trace in the model. ``"stairs"``: numbers in stairs everywhere. ``"off"``:
             numbers at every step, which ends in uncompiled runs after eight graphs.
-        stairs: How many values of a rate compiled code sees where it needs stairs, at least 2; the first is the
-            schedule's start, the last its end.
+        stairs: How many values of a rate compiled code sees where it needs stairs, at least 2: at equal distances from
+            the schedule's lowest value to its highest, both included. Torch's limit of graphs is raised to hold them,
+            for the rest of the process, as torch keeps them that long.
 
     Raises:
         ValueError: For impossible arguments at construction; at the start of a fit if no site matches, a site is driven

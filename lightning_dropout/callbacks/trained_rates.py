@@ -3,6 +3,7 @@
 Rates are no part of a ``state_dict``, so a model that is loaded without its scheduler has those that it was built with.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import nn
 from lightning_dropout.probability import check_probability
 from lightning_dropout.sites import Site, fill_paths, sites_of
 
-__all__ = ["check_rates", "rates_of", "restore_rates", "trained_sites"]
+__all__ = ["rates_in", "rates_of", "restore_rates", "state_of", "trained_sites"]
 
+_VERSION = 1
+_LONGEST_WORDS = 200  # characters of another library's message that are repeated
 _METADATA = "meta.pt"  # beside the shards of a checkpoint that Lightning writes as a folder
 
 
@@ -24,9 +27,23 @@ def rates_of(sites: Iterable[Site]) -> dict[str, float]:
     return {_place(site): site.rate for site in sites}
 
 
-def check_rates(rates: Mapping[Any, Any]) -> dict[str, float]:
-    """Return what a checkpoint has kept, or raise if a value is no probability."""
-    return {str(place): check_probability(rate, str(place)) for place, rate in rates.items()}
+def state_of(rates: Mapping[str, float]) -> dict[str, Any]:
+    """Return the state of a scheduler, as a checkpoint keeps it."""
+    return {"version": _VERSION, "rates": dict(rates)}
+
+
+def rates_in(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the rates of a state.
+
+    Raises:
+        ValueError: If a later release wrote it, or if a rate is no probability.
+    """
+    if state["version"] > _VERSION:
+        raise ValueError(
+            f"Expected a state of version {_VERSION} at most, but got {state['version']}; "
+            "upgrade lightning-dropout to the version that wrote the checkpoint."
+        )
+    return {str(place): check_probability(rate, str(place)) for place, rate in state["rates"].items()}
 
 
 def trained_sites(model: nn.Module, rates: Mapping[str, float], whose: str) -> list[tuple[Site, float]]:
@@ -61,7 +78,9 @@ def restore_rates(model: nn.Module, ckpt_path: str | PathLike[str], *, fill_iden
         The rates by place, as they were set.
 
     Raises:
-        ValueError: If the checkpoint holds no rates, or sites that the model lacks. No rate is changed then.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint that holds plain values only, or holds no rates, or sites that the model
+            lacks. No rate is changed then.
 
     Example:
         >>> import tempfile
@@ -77,17 +96,19 @@ def restore_rates(model: nn.Module, ckpt_path: str | PathLike[str], *, fill_iden
         )
     """
     path = Path(ckpt_path)
-    checkpoint = torch.load(path / _METADATA if path.is_dir() else path, map_location="cpu", weights_only=True)
-    states = checkpoint.get("callbacks", {}).items()
+    states = _load(path / _METADATA if path.is_dir() else path).get("callbacks", {})
     kept = {
-        key: state["rates"] for key, state in states if isinstance(state, dict) and {"version", "rates"} <= {*state}
+        key: rates_in(state)
+        for key, state in states.items()
+        if isinstance(state, dict) and {"version", "rates"} <= {*state}
     }
-    rates = check_rates({place: rate for each in kept.values() for place, rate in each.items()})
+    rates = {place: rate for each in kept.values() for place, rate in each.items()}
     if not rates:
+        names = ", ".join(str(key).partition("{")[0] for key in states) or "no callbacks"
         raise ValueError(
-            f"Expected a checkpoint with the state of a rate scheduler, but got {str(path)!r} with "
-            f"{', '.join(map(str, states)) or 'no callbacks'}; it was written without one, so "
-            "the model's own rates are those that it was trained with."
+            f"Expected a checkpoint with the rates of a scheduler, but got {str(path)!r} with {names}, which has none: "
+            "it was written without a scheduler, or before the first batch; the model's own rates are then those that "
+            "it was trained with."
         )
     slots = fill_paths(model) if fill_identity else []
     try:
@@ -99,6 +120,29 @@ def restore_rates(model: nn.Module, ckpt_path: str | PathLike[str], *, fill_iden
     for site, rate in found:
         site.rate = rate
     return rates_of(site for site, _ in found)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    cure = "pass a file that Lightning wrote, or the folder of a sharded checkpoint"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_WORDS]}"
+        if "Weights only load failed" in str(error):
+            # The text of torch would have the user run what is in the file.
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"objects that are no plain values{f' ({found[1]})' if found else ''}, such as hyper-parameters"
+            cure = "if you trust them, call this inside `torch.serialization.safe_globals([...])` with their classes"
+        raise ValueError(
+            f"Expected `ckpt_path` to be a checkpoint, but got {str(path)!r}: {reason}; {cure}."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f"Expected `ckpt_path` to be a checkpoint, but got {str(path)!r}: a {type(checkpoint).__name__}; {cure}."
+        )
+    return checkpoint
 
 
 def _as_named_in(model: nn.Module, rates: Mapping[str, float]) -> Mapping[str, float]:

@@ -4,7 +4,7 @@ from lightning_dropout.sites.adapters import register_adapter
 from lightning_dropout.sites.audit import Audit, audit, compare
 from lightning_dropout.sites.compilation import TensorRates, allow_graphs, compiled_roots, has_tensor_form
 from lightning_dropout.sites.find import find_sites, selected, sites_of
-from lightning_dropout.sites.names import matches
+from lightning_dropout.sites.names import check_patterns, matches
 from lightning_dropout.sites.observation import Observer
 from lightning_dropout.sites.site import Kind, Site, User
 from lightning_dropout.sites.slots import Slot, empty_slots, fill_paths, path_slots
@@ -19,6 +19,7 @@ __all__ = [
     "User",
     "allow_graphs",
     "audit",
+    "check_patterns",
     "compare",
     "compiled_roots",
     "empty_slots",

@@ -42,11 +42,10 @@ def _is_compiled(module: nn.Module) -> bool:
     return (
         "_orig_mod" in module._modules  # the wrapper that torch.compile(module) returns
         or getattr(module, "_compiled_call_impl", None) is not None
-        # Such as `self.forward = torch.compile(self.forward)`, a method that is decorated with it, and what Lightning
-        # does to a compiled LightningModule.
-        or any(
-            _is_compiled_function(value) for held in (module, *type(module).__mro__) for value in vars(held).values()
-        )
+        # Such as `self.forward = torch.compile(self.forward)`, and what Lightning does to a compiled LightningModule;
+        # not any function that is kept in the module, such as a compiled loss.
+        or any(_is_compiled_function(value) and hasattr(type(module), name) for name, value in vars(module).items())
+        or any(_is_compiled_function(value) for cls in type(module).__mro__ for value in vars(cls).values())
     )
 
 
@@ -60,9 +59,10 @@ def _is_compiled_function(value: object) -> bool:
 
 
 def allow_graphs(number: int) -> None:
-    """Let ``torch.compile`` keep ``number`` more graphs of one function than it does; a negative one takes them back.
+    """Let ``torch.compile`` keep ``number`` more graphs of one function than it does.
 
-    Beyond its limit (eight) it runs that function uncompiled, or raises under ``fullgraph=True``.
+    Beyond its limit (eight) it runs that function uncompiled, or raises under ``fullgraph=True``. Graphs are kept until
+    the process ends, so taking the allowance back would hurt whatever is compiled next.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit += number
@@ -71,6 +71,8 @@ def allow_graphs(number: int) -> None:
 def has_tensor_form(site: Site) -> bool:
     """Tell whether every place that drops by ``site`` can read its rate from a tensor."""
     cls: type = type(site.holder)
+    if "forward" in getattr(site.holder, "__dict__", {}):  # somebody's own, which would hide ours
+        return False
     return all(user.module is site.holder for user in site.users) and _form_of(cls) is not None
 
 
@@ -159,7 +161,9 @@ def _lent_class(cls: type) -> type:
 
 
 def _forward_element(self: Any, input: Tensor) -> Tensor:
-    return _in_place(self, input, functional.dropout(input, self._rate_as_tensor, self.training))
+    if not self.training:
+        return input
+    return _in_place(self, input, functional.dropout(input, self._rate_as_tensor))
 
 
 def _forward_channel(self: Any, input: Tensor) -> Tensor:
@@ -207,15 +211,17 @@ def _forward_own_path(self: Any, x: Tensor, branch: Any = None, shortcut: Any = 
 
 
 def _forward_timm_path(self: Any, x: Tensor) -> Tensor:
-    return functional.drop_path(x, self._rate_as_tensor, self.training, "row", self.scale_by_keep)
+    if not self.training:
+        return x
+    return functional.drop_path(x, self._rate_as_tensor, scale_by_keep=self.scale_by_keep)
 
 
 def _forward_torchvision_path(self: Any, input: Tensor) -> Tensor:
-    return functional.drop_path(input, self._rate_as_tensor, self.training, self.mode)
+    return functional.drop_path(input, self._rate_as_tensor, mode=self.mode) if self.training else input
 
 
 def _forward_transformers_path(self: Any, hidden_states: Tensor) -> Tensor:
-    return functional.drop_path(hidden_states, self._rate_as_tensor, self.training)
+    return functional.drop_path(hidden_states, self._rate_as_tensor) if self.training else hidden_states
 
 
 _Form = tuple[str, Callable[..., Tensor]]  # the attribute that holds the rate, and the forward

@@ -21,7 +21,7 @@ from lightning_dropout.sites.adapters import torchvision as _torchvision  # noqa
 from lightning_dropout.sites.adapters import transformers as _transformers  # noqa: F401  (registers)
 from lightning_dropout.sites.adapters.registry import Adapter, adapters_of, is_rate, resolve
 from lightning_dropout.sites.adapters.source import ClassSource, source_of
-from lightning_dropout.sites.names import Patterns, join, matches, walk
+from lightning_dropout.sites.names import Patterns, check_patterns, join, matches, walk
 from lightning_dropout.sites.site import Kind, Site, User
 from lightning_dropout.sites.slots import empty_slots
 
@@ -76,13 +76,8 @@ def sites_of(model: nn.Module, include: Patterns = "*", exclude: Patterns = (), 
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"Expected `model` to be a module, but got {type(model).__name__}; pass the network itself.")
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        if not isinstance(patterns, str) and not (
-            isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
-        ):
-            raise ValueError(
-                f'Expected `{argument}` to be a pattern or a list of patterns such as "blocks.*", but got {patterns!r}.'
-            )
+    check_patterns(include, "include")
+    check_patterns(exclude, "exclude")
     classes: dict[type, tuple[list[Adapter], ClassSource]] = {}
     found: dict[tuple[int, str], Site] = {}
     users: dict[tuple[int, str], dict[User, None]] = defaultdict(dict)

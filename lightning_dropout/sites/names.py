@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Patterns", "join", "matches", "walk"]
+__all__ = ["Patterns", "check_patterns", "join", "matches", "walk"]
 
 Patterns = str | Sequence[str]
 
@@ -39,6 +39,16 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Module]]]:
 def join(name: str, attribute: str) -> str:
     """Return the dotted name of a part, without a dot where one of the two is empty."""
     return f"{name}.{attribute}" if name and attribute else name or attribute
+
+
+def check_patterns(patterns: object, argument: str) -> None:
+    """Raise unless ``patterns``, which the user has passed as ``argument``, is a pattern or a list of them."""
+    if not isinstance(patterns, str) and not (
+        isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise ValueError(
+            f'Expected `{argument}` to be a pattern or a list of patterns such as "blocks.*", but got {patterns!r}.'
+        )
 
 
 def matches(name: str, patterns: Patterns) -> bool:

@@ -30,7 +30,7 @@ from lightning_dropout.configuration import quiet_lightning, quiet_trainer
 
 CONSTANT, OURS, FLOATS = "constant rates", "our schedulers", "floats assigned at every step"
 LOW, HIGH = 0.05, 0.25
-SCHEDULE = Linear(LOW, HIGH)
+SCHEDULE = {"scale": Linear(10 * LOW, 10 * HIGH)}  # all rates but zeros are built as 0.1
 GRAPHS = 8  # torch's own limit: what a process without our scheduler has
 
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * dim, dim)
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(0.1)
         )
         self.drop_path = DropPath(0.1)
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
 class OnlyLayers(nn.Module):
     """A stack of blocks in which every drop is a layer of its own."""
 
-    def __init__(self, depth: int, dim: int = 256) -> None:
+    def __init__(self, depth: int, dim: int = 192) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, dim, 4, 4)
         self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
@@ -147,7 +147,7 @@ class ByHand(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rate = LOW + (HIGH - LOW) * batch_idx / trainer.num_training_batches
         for module in (self._model or pl_module).modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, nn.Dropout) and module.p > 0.0:
                 module.p = rate
             elif isinstance(module, DropPath):
                 module.drop_prob = rate
@@ -174,8 +174,8 @@ def race(title: str, build: Callable[[], nn.Module], steps: int, batch: int) -> 
     model = Race(build, CONSTANT, OURS, FLOATS)
     constant, ours, floats = model.lanes
     schedulers = [
-        DropoutScheduler(rate=SCHEDULE, sites="lanes.1.*"),
-        StochasticDepthScheduler(rate=SCHEDULE, sites="lanes.1.*"),
+        DropoutScheduler(**SCHEDULE, sites="lanes.1.*"),
+        StochasticDepthScheduler(**SCHEDULE, sites="lanes.1.*"),
     ]
     by_hand = ByHand(floats)
     ours.hooks, floats.hooks = [timed(scheduler) for scheduler in schedulers], [timed(by_hand)]
@@ -215,7 +215,7 @@ def hooks(sites: int, steps: int) -> None:
     print(f"\nEager, {sites} sites, {steps} steps\n")
     print("| | logged every | median, µs | mean, µs |\n|---|---|---|---|")
     for log_every in (0, 50):
-        ours, by_hand = DropoutScheduler(rate=SCHEDULE), ByHand()
+        ours, by_hand = DropoutScheduler(**SCHEDULE), ByHand()
         times = {"`DropoutScheduler`": timed(ours), "the loop by hand": timed(by_hand)}
         fit(ManyLayers(sites), [ours, by_hand], TensorDataset(torch.randn(steps, 4)), 1, log_every)
         for name, seconds in times.items():

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dropout.callbacks import DropoutScheduler
+from lightning_dropout.callbacks import DropoutScheduler, MCDropout
 from lightning_dropout.callbacks.rate_group import RateGroup
 from lightning_dropout.nn import AttentionDropout, Dropout
-from lightning_dropout.schedules import Constant, Late, Linear, Piecewise, Schedule
+from lightning_dropout.schedules import Constant, Cyclic, Early, Late, Linear, Piecewise, Schedule
 from lightning_dropout.sites import find_sites
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -61,7 +64,7 @@ def held(group: RateGroup) -> list[float]:
 def compiled(group: RateGroup, *which: int, stairs: int = 3, tensors: bool = True) -> list[str]:
     """Adapt ``group`` to a compiler that runs some of its modules."""
     modules = {group.sites[i].users[0].module for i in which}
-    stepped = group.adapt(modules, PROGRESSES, CPU, stairs, tensors)
+    stepped, _ = group.adapt(modules, PROGRESSES, CPU, stairs, tensors)
     return [site.name for site in stepped]
 
 
@@ -80,10 +83,10 @@ def test_only_what_is_compiled_and_has_no_tensor_form_takes_stairs() -> None:
     rates = group()
     assert compiled(rates, 0, 2, 3, stairs=3) == ["2", "3.config.dropout"]
     rates.set(0.3)
-    exact, stair = RAMP(0.3), RAMP(0.0)
+    exact, stair = RAMP(0.3), 0.25
     assert held(rates) == rates.rates(0.3) == [exact, 0.5 * exact, stair, 0.25 * stair]
-    rates.set(0.4)
-    assert held(rates)[2:] == [0.25, 0.0625]  # the second of three stairs
+    rates.set(0.2)
+    assert held(rates)[2:] == [0.0, 0.0]  # the first of three stairs
     assert [type(site.holder) is nn.Dropout for site in rates.sites[:1]] == [False]  # lent
     rates.give_back()
     assert type(rates.sites[0].holder) is nn.Dropout
@@ -120,6 +123,39 @@ def test_stairs_are_as_many_as_asked_for_and_reach_both_ends() -> None:
         assert len(set(seen)) == stairs
         assert (seen[0], seen[-1]) == (RAMP(0.0), RAMP(1.0))
         assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Cyclic(0.0, 0.4, cycles=4), Piecewise([0.1, Linear(0.5, 0.6), 0.1], [0.3, 0.45]), Early(0.4, until=0.1)],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_stairs_miss_no_peak_however_short(schedule: Schedule) -> None:
+    rates = group(schedule)
+    compiled(rates, 2, stairs=5)
+    exact = [schedule(progress) for progress in PROGRESSES]
+    seen = []
+    for progress in PROGRESSES:
+        rates.set(progress)
+        seen.append(held(rates)[2])
+    assert (min(seen), max(seen)) == (min(exact), pytest.approx(max(exact)))
+    assert len(set(seen)) <= 5
+    step = (max(exact) - min(exact)) / 4
+    assert max(abs(one - other) for one, other in zip(seen, exact, strict=True)) <= step / 2 + 1e-12
+    # Points of progress instead: a short peak lies between them.
+    naive = [schedule(min(int(progress * 5), 4) / 4) for progress in PROGRESSES]
+    assert max(abs(one - other) for one, other in zip(naive, exact, strict=True)) > step / 2
+
+
+def test_how_many_constants_compiled_code_will_see() -> None:
+    def constants(schedule: Schedule, *which: int) -> int:
+        rates = group(schedule)
+        modules = {rates.sites[i].users[0].module for i in which}
+        return rates.adapt(modules, PROGRESSES, CPU, 5, True)[1]
+
+    assert constants(RAMP, 2) == constants(RAMP, 0, 2, 3) == 5
+    assert constants(RAMP, 0, 1) == constants(RAMP) == 0
+    assert constants(Late(0.5, begin=0.37), 2) == 2
 
 
 class Beyond(Schedule):
@@ -175,7 +211,8 @@ def test_compile_mode(
         make_trainer(DropoutScheduler(rate=RAMP, compile_mode=mode, stairs=2), max_epochs=4).fit(module, loader)
     exact = [RAMP(step / 12) for step in range(12)]
     for name in ("layer", "attention"):
-        assert module.trace(name) == ([0.0] * 6 + [0.5] * 6 if name in stepped else exact)
+        # The nearer of the lowest value, 0, and the highest, that at the end.
+        assert module.trace(name) == ([round(step / 12) * 0.5 for step in range(12)] if name in stepped else exact)
     said = [line for line in caplog.messages if "makes constants of the rates" in line]
     assert len(said) == bool(stepped)
     if said:
@@ -183,25 +220,81 @@ def test_compile_mode(
         assert "`stairs=2`" in said[0]
 
 
-def test_more_graphs_are_allowed_during_the_run_only(make_trainer: Any, make_recorder: Any, loader: Any) -> None:
-    limits = []
-
-    class Net(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            limits.append(torch._dynamo.config.recompile_limit)
-            return super().forward(x)
-
+def test_graphs_are_allowed_for_every_value_once_and_for_good(
+    make_trainer: Any, make_recorder: Any, loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch._dynamo.config.recompile_limit
-    for error in (None, RuntimeError("planted")):
-        module = make_recorder(Net(ByConfig(Config()), nn.Linear(4, 3)), fail_in_step=2 if error else None)
-        trainer = make_trainer(DropoutScheduler(rate=RAMP, compile_mode="tensor", stairs=4), max_epochs=4)
-        if error is None:
-            trainer.fit(module, loader)
-        else:
-            with pytest.raises(RuntimeError, match="planted"):
-                trainer.fit(module, loader)
-        assert torch._dynamo.config.recompile_limit == before
-    assert set(limits) == {before + 4}
+    with torch._dynamo.config.patch(recompile_limit=before):  # puts it back for the other tests
+        scheduler = DropoutScheduler(rate=RAMP, compile_mode="tensor", stairs=4)
+        for _ in range(2):
+            module = make_recorder(nn.Sequential(ByConfig(Config()), nn.Linear(4, 3)))
+            make_trainer(scheduler, max_epochs=4).fit(module, loader)
+            # In train and eval mode, with a batch of its own size at the end: the graphs stay, and so does the limit.
+            assert torch._dynamo.config.recompile_limit == before + 4 * 4
+    assert torch._dynamo.config.recompile_limit == before
+
+
+class Functional(nn.Module):
+    """Its code reads the rate as a number, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.head = 0.1, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(x, self.p, self.training))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("rate", "arguments"),
+    [
+        (RAMP, {}),
+        (RAMP, {"stairs": 12}),
+        (Piecewise([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.4, 0.6, 0.8]), {}),  # as many values as stairs
+        (RAMP, {"unit": "epoch", "stairs": 12}),
+    ],
+    ids=str,
+)
+def test_training_validation_ragged_batches_and_a_sampled_test_stay_compiled(
+    make_trainer: Any, make_recorder: Any, rate: Any, arguments: Any
+) -> None:
+    data = TensorDataset(torch.randn(22, 4), torch.randint(0, 3, (22,)))
+    batches = DataLoader(data, batch_size=4)
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        module = make_recorder(Functional())
+        module.net = torch.compile(module.net, backend="eager", fullgraph=True)  # raises beyond the limit
+        callbacks = DropoutScheduler(rate=rate, **arguments), MCDropout(num_samples=3, task="multiclass")
+        trainer = make_trainer(*callbacks, max_epochs=10)
+        trainer.fit(module, batches, batches)
+        trainer.test(module, batches, verbose=False)
+
+
+def test_a_model_that_is_compiled_late_is_adapted_at_the_first_batch(
+    make_trainer: Any, make_recorder: Any, loader: Any
+) -> None:
+    counter = CompileCounterWithBackend("eager")
+
+    class Late(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.net.compile(backend=counter)
+
+    module = make_recorder(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+    make_trainer(DropoutScheduler(rate=RAMP), Late(), max_epochs=5).fit(module, loader)
+    assert counter.frame_count == 1
+    assert module.trace("1") == [RAMP(step / 15) for step in range(15)]
+
+
+def test_a_compiled_loss_makes_no_module_compiled(make_trainer: Any, make_recorder: Any, loader: Any) -> None:
+    classes = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            classes.append(type(pl_module.net[1]))
+
+    module = make_recorder(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+    module.loss = torch.compile(nn.functional.cross_entropy, backend="eager")
+    make_trainer(DropoutScheduler(rate=RAMP), Watch(), max_epochs=1).fit(module, loader)
+    assert set(classes) == {nn.Dropout}
 
 
 @pytest.mark.parametrize("stairs", [1, 0, -3, 2.5, True, "5"])

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_dropout.callbacks import DropoutScheduler, StochasticDepthScheduler
+from lightning_dropout.callbacks import DropoutScheduler, MCDropout, StochasticDepthScheduler
 from lightning_dropout.nn import DropPath
 from lightning_dropout.schedules import Constant, Cosine, Early, Late, Linear, Schedule
 
@@ -104,6 +104,14 @@ def test_the_check_above_fails_for_a_rate_set_at_the_start_of_the_epoch(
     trainer = make_trainer(scheduler, max_epochs=2, accumulate_grad_batches=accumulate)
     progress = expected_progress(unit, accumulate, epochs=2)
     assert not trace_equals_schedule(scheduler, make_recorder(), trainer, loader, RAMP, progress)
+
+
+def test_a_constant_needs_no_length(make_trainer: MakeTrainer, make_recorder: MakeRecorder, loader: Loader) -> None:
+    module = make_recorder()
+    callbacks = DropoutScheduler(rate={"1": 0.75, "3": Constant(0.25)}), MCDropout(task="multiclass", num_samples=2)
+    make_trainer(*callbacks, max_epochs=-1, max_time="00:00:00:01").fit(module, loader)
+    assert set(module.trace("1")) == {0.75}
+    assert set(module.trace("3")) == {0.25}
 
 
 @pytest.mark.parametrize("nothing", [{"max_epochs": 0}, {"limit_train_batches": 0}], ids=str)

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lightning_dropout import mc_sample
 from lightning_dropout.callbacks import DropoutScheduler, StochasticDepthScheduler, restore_rates
-from lightning_dropout.callbacks.trained_rates import check_rates, rates_of, trained_sites
+from lightning_dropout.callbacks.trained_rates import rates_in, rates_of, state_of, trained_sites
 from lightning_dropout.nn import DropPath
 from lightning_dropout.schedules import Linear
 from lightning_dropout.sites import find_sites
@@ -66,7 +67,7 @@ def test_a_checkpoint_without_schedulers_is_refused(
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module := make_recorder(), loader)
     trainer.save_checkpoint(path := tmp_path / "plain.ckpt")
-    with pytest.raises(ValueError, match=r"checkpoint with the state of a rate scheduler, but got .* no callbacks"):
+    with pytest.raises(ValueError, match=r"the rates of a scheduler, but got .* with no callbacks, which has none"):
         restore_rates(module, path)
 
 
@@ -88,8 +89,48 @@ def test_code_in_a_checkpoint_does_not_run(make_recorder: Any, tmp_path: Path) -
     torch.save(
         {"callbacks": {"DropoutScheduler": {"version": 1, "rates": {"net.1:p": Evil()}}}}, tmp_path / "evil.ckpt"
     )
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"no plain values \(.*exec\).* if you trust them") as caught:
         restore_rates(make_recorder(), tmp_path / "evil.ckpt")
+    assert "weights_only=False" not in str(caught.value)
+
+
+def test_what_is_no_checkpoint_is_told(make_recorder: Any, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("epoch,loss")
+    (tmp_path / "empty").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list")
+    for name in ("text", "empty", "list"):
+        with pytest.raises(ValueError, match=rf"Expected `ckpt_path` to be a checkpoint, .*{name}.*Lightning wrote"):
+            restore_rates(make_recorder(), tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        restore_rates(make_recorder(), tmp_path / "nothing")
+    state = torch.load(checkpoint, weights_only=True)
+    state["callbacks"]["DropoutScheduler[all]"]["version"] = 9
+    torch.save(state, tmp_path / "later")
+    with pytest.raises(ValueError, match="version 1 at most, but got 9; upgrade"):
+        restore_rates(make_recorder(), tmp_path / "later")
+
+
+def test_only_the_names_of_other_callbacks_are_told(
+    make_trainer: Any, make_recorder: Any, loader: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(ModelCheckpoint(tmp_path, monitor=None), max_epochs=1)
+    trainer.fit(module := make_recorder(), loader)
+    trainer.save_checkpoint(path := tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="with ModelCheckpoint, which has none"):
+        restore_rates(module, path)
+
+
+def test_a_fit_that_trains_no_batch_forgets_nothing(
+    make_trainer: Any, make_recorder: Any, loader: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    schedulers = [DropoutScheduler(rate=Linear(0.0, 0.75), name="all"), StochasticDepthScheduler(rate=0.25)]
+    trainer = make_trainer(*schedulers, max_epochs=1)
+    trainer.fit(module := make_recorder(), loader, ckpt_path=checkpoint)  # it is finished already
+    assert module.trained == []
+    trainer.test(module, loader)
+    assert list(module.evaluated["test"][0].values()) == [0.5, 0.5, 0.25]
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    assert restore_rates(make_recorder(), tmp_path / "again.ckpt")["net.1:p"] == 0.5
 
 
 def vit() -> nn.Module:
@@ -136,7 +177,8 @@ def test_rates_are_kept_by_place_and_checked_when_read() -> None:
     assert kept == {"0:p": 0.25, "1:dropout": 0.5}
     assert [(site.name, rate) for site, rate in trained_sites(model, kept, "me")] == [("0", 0.25), ("1", 0.5)]
     with pytest.raises(ValueError, match=r"Expected `0:p` to be a probability of dropping.*but got 1\.5"):
-        check_rates({"0:p": 1.5})
+        rates_in({"version": 1, "rates": {"0:p": 1.5}})
+    assert rates_in(state_of(kept)) == kept
 
 
 def test_a_run_of_another_length_is_told(
@@ -149,9 +191,8 @@ def test_a_run_of_another_length_is_told(
             make_trainer(*schedulers, max_epochs=epochs).fit(make_recorder(), loader, ckpt_path=checkpoint)
         return [line for line in caplog.messages if "the checkpoint is of a run of" in line]
 
-    assert resume(2) == [
-        f"{name}: the checkpoint is of a run of 3 steps and this one has 6; rates follow the new length, so they may "
-        "jump here."
-        for name in ("DropoutScheduler[all]", "StochasticDepthScheduler")
+    assert resume(2) == [  # the other one is constant
+        "DropoutScheduler[all]: the checkpoint is of a run of 3 steps and this one has 6; rates follow the new length, "
+        "so they may jump here."
     ]
     assert resume(1) == []
