@@ -107,8 +107,9 @@ class RateGroup:
 
         Of values, not of progress: points of progress would miss what happens between them, such as a short peak.
         """
-        span = self._high - self._low
-        return self._low + span * round((self._stairs - 1) * (value - self._low) / span) / (self._stairs - 1)
+        share = (value - self._low) / (self._high - self._low)
+        stair = round((self._stairs - 1) * share) / (self._stairs - 1)
+        return (1.0 - stair) * self._low + stair * self._high  # both ends exact
 
     def _value(self, progress: float) -> float:
         value = float(self.schedule(progress))
