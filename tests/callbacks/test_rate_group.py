@@ -147,6 +147,17 @@ def test_stairs_miss_no_peak_however_short(schedule: Schedule) -> None:
     assert max(abs(one - other) for one, other in zip(naive, exact, strict=True)) > step / 2
 
 
+def test_a_rate_that_stays_zero_is_lent_no_tensor_and_draws_nothing() -> None:
+    layers = nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.1))
+    rates = RateGroup("all", Linear(0.0, 2.0), find_sites(layers), (0.0, 0.1))
+    rates.adapt(set(layers.modules()), PROGRESSES, CPU, 2, True)
+    assert [type(layer) is nn.Dropout for layer in layers] == [True, False]
+    rates.set(1.0)
+    before = torch.get_rng_state()
+    layers[0](torch.ones(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_how_many_constants_compiled_code_will_see() -> None:
     def constants(schedule: Schedule, *which: int) -> int:
         rates = group(schedule)
