@@ -191,7 +191,7 @@ class StochasticDepthScheduler(RateScheduler):
                 raise
             raise ValueError(
                 f"{error} Or pass `fill_identity=True` with `rate=` to StochasticDepthScheduler, which puts a DropPath "
-                f"into {len(slots)} of them for the run ({self.option}.fill_identity=true)."
+                f"into {len(slots)} of them for the run (+{self.option.replace('/', '.')}.fill_identity=true)."
             ) from None
 
     def _factors(self, sites: Sequence[Site]) -> list[float]:
