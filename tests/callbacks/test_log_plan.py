@@ -1,5 +1,6 @@
 """The figure of a run's rates reaches the loggers that take images, and stops no run."""
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ def test_tensorboard_shows_it(
     assert (image.step, image.width > 1000) == (0, True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what wandb's client leaves open
 def test_wandb_shows_it(
     make_trainer: MakeTrainer,
     make_recorder: Callable[..., Any],
@@ -188,12 +190,16 @@ def test_wandb_shows_it(
 ) -> None:
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     logger = wandb_logger(save_dir=tmp_path, mode="offline")
     try:
         make_trainer(DropoutScheduler(rate=0.1), max_epochs=1, logger=logger).fit(make_recorder(), loader)
     finally:
         finish_wandb()
         wandb.teardown()
+        gc.collect()  # here, where such a warning is expected
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/images/rates/plan_*.png")
     with Image.open(path) as image:
         assert image.width > 1000
