@@ -8,7 +8,7 @@ modules hold. What the run borrows, the model's own rates, is given back at its 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Union, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -57,16 +57,18 @@ class RateScheduler(AnyCallback):
     def __init__(
         self,
         *,
-        rate: Rates,
-        scale: Rates,
-        sites: str | Sequence[str],
-        exclude: str | Sequence[str],
-        clock: Clock,
-        name: str | None,
-        audit: bool,
-        compile_mode: CompileMode,
-        stairs: int,
-        fill_identity: bool = False,
+        rate: Rates = None,
+        scale: Rates = None,
+        sites: Union[str, Sequence[str]] = "*",  # noqa: UP007  (jsonargparse reads it)
+        exclude: Union[str, Sequence[str]] = (),  # noqa: UP007
+        unit: Literal["step", "epoch"] = "step",
+        begin: Union[str, float, None] = None,  # noqa: UP007
+        end: Union[str, float, None] = None,  # noqa: UP007
+        total: str | None = None,
+        name: str | None = None,
+        audit: bool = False,
+        compile_mode: CompileMode = "auto",
+        stairs: int = 5,
     ) -> None:
         super().__init__()
         if compile_mode not in get_args(CompileMode):
@@ -78,11 +80,11 @@ class RateScheduler(AnyCallback):
         check_patterns(exclude, "exclude")
         self._argument, self._plan = read_rates(rate, scale, sites, name, self.prefix)
         self._exclude = exclude
-        self._clock = clock
+        self._clock = Clock(unit=unit, begin=begin, end=end, total=total)
         self._name = name
         self._compile_mode = compile_mode
         self._stairs = stairs
-        self._fill_identity = fill_identity
+        self._fill_identity = False
         self._filled: list[Slot] = []
         self._groups: list[RateGroup] = []
         self._length: RunLength | None = None

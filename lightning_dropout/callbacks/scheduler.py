@@ -1,6 +1,6 @@
 """The two callbacks that users add: dropout rates and stochastic-depth rates on a schedule.
 
-Only arguments and what is particular to a family of sites; how a rate reaches a module is ``rate_scheduler.py``'s.
+What their arguments mean, and what is particular to a family; how a rate reaches a module is ``rate_scheduler.py``'s.
 """
 
 import re
@@ -12,7 +12,6 @@ from torch import nn
 from lightning_dropout import log_keys
 from lightning_dropout.callbacks.rate_arguments import Rates
 from lightning_dropout.callbacks.rate_scheduler import CompileMode, RateScheduler
-from lightning_dropout.clock import Clock
 from lightning_dropout.nn import depth_rates
 from lightning_dropout.sites import Site, path_slots
 
@@ -64,34 +63,6 @@ class DropoutScheduler(RateScheduler):
     kinds = ("dropout", "attention", "recurrent")
     prefix = log_keys.DROPOUT
     option = "callbacks/dropout"
-
-    def __init__(
-        self,
-        *,
-        rate: Rates = None,
-        scale: Rates = None,
-        sites: Union[str, Sequence[str]] = "*",  # noqa: UP007
-        exclude: Union[str, Sequence[str]] = (),  # noqa: UP007
-        unit: Literal["step", "epoch"] = "step",
-        begin: Union[str, float, None] = None,  # noqa: UP007
-        end: Union[str, float, None] = None,  # noqa: UP007
-        total: str | None = None,
-        name: str | None = None,
-        audit: bool = False,
-        compile_mode: CompileMode = "auto",
-        stairs: int = 5,
-    ) -> None:
-        super().__init__(
-            rate=rate,
-            scale=scale,
-            sites=sites,
-            exclude=exclude,
-            clock=Clock(unit=unit, begin=begin, end=end, total=total),
-            name=name,
-            audit=audit,
-            compile_mode=compile_mode,
-            stairs=stairs,
-        )
 
 
 class StochasticDepthScheduler(RateScheduler):
@@ -174,13 +145,16 @@ class StochasticDepthScheduler(RateScheduler):
             scale=scale,
             sites=sites,
             exclude=exclude,
-            clock=Clock(unit=unit, begin=begin, end=end, total=total),
+            unit=unit,
+            begin=begin,
+            end=end,
+            total=total,
             name=name,
             audit=audit,
             compile_mode=compile_mode,
             stairs=stairs,
-            fill_identity=fill_identity,
         )
+        self._fill_identity = fill_identity
 
     def _find(self, model: nn.Module, pattern: str | Sequence[str]) -> list[Site]:
         try:
