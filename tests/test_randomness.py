@@ -1,5 +1,6 @@
 """Seeds of the passes, and that nobody outside notices them."""
 
+import copy
 import itertools
 import random
 from collections.abc import Callable
@@ -9,10 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_dropout import randomness
-from lightning_dropout.randomness import derive_seed, isolated_randomness, seed_everywhere
+from lightning_dropout.randomness import (
+    derive_seed,
+    generators_of,
+    isolated_generators,
+    isolated_randomness,
+    numpy_state,
+    random_states,
+    seed_everywhere,
+    torch_states,
+)
 
 Z_LIMIT = 4.71
 
@@ -128,25 +138,89 @@ def test_models_on_no_device_are_no_trouble() -> None:
         pass
 
 
-@pytest.mark.parametrize(("device", "indices"), [("cuda:1", [1]), ("cuda", [0]), ("mps:0", [0])])
-def test_only_the_accelerators_of_the_model_are_asked(
-    device: str, indices: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 0), ("xpu:0", 0), ("mps:0", 0)])
+@pytest.mark.parametrize("holds", ["model", "inputs"])
+def test_only_the_accelerators_that_compute_are_given_back(
+    device: str, index: int, holds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
+    class Generators:
+        default_generators = (torch.Generator(), torch.Generator(), torch.Generator())
 
-    class Somewhere(nn.Module):
-        def parameters(self, recurse: bool = True) -> Any:
-            return iter([type("P", (), {"device": torch.device(device)})()])
+        @classmethod
+        def _get_default_mps_generator(cls) -> torch.Generator:
+            return cls.default_generators[0]
 
-    class Fork:
-        def __init__(self, **arguments: Any) -> None:
-            asked.update(arguments)
+    where = torch.device(device)
 
-        def __enter__(self) -> None: ...
+    class There(Tensor):
+        device = where  # type: ignore[assignment]
 
-        def __exit__(self, *_: object) -> None: ...
+    monkeypatch.setattr(randomness.torch, "get_device_module", lambda _: Generators)
+    tensor = torch.ones(1).as_subclass(There)
+    model = nn.Module()
+    if holds == "model":
+        model.register_buffer("there", tensor)
+    found = generators_of(model.modules(), [tensor, "no tensor"] if holds == "inputs" else ())
+    assert found == [torch.default_generator, Generators.default_generators[index]]
+    others = [generator.get_state() for generator in Generators.default_generators]
+    with isolated_generators(found):
+        seed_everywhere(3, found)
+        assert found[1].initial_seed() == 3
+    assert all(
+        torch.equal(generator.get_state(), before)
+        for generator, before in zip(Generators.default_generators, others, strict=True)
+    )
 
-    monkeypatch.setattr(randomness.torch.random, "fork_rng", Fork)
-    with isolated_randomness(Somewhere()):
-        pass
-    assert asked == {"devices": indices, "device_type": device.partition(":")[0]}
+
+# Looking at states.
+
+
+DRAWS: dict[str, Callable[[], object]] = {
+    "torch": lambda: torch.rand(()),
+    "numpy": np.random.rand,
+    "random": random.random,
+}
+
+
+@pytest.mark.parametrize("library", DRAWS)
+def test_a_draw_moves_the_state_of_its_library_alone(library: str) -> None:
+    before = random_states([torch.default_generator])
+    assert random_states([torch.default_generator]) == before, "looking is no draw"
+    DRAWS[library]()
+    moved = [old != new for old, new in zip(before, random_states([torch.default_generator]), strict=True)]
+    assert moved == [library == name for name in DRAWS]
+
+
+def test_a_state_that_is_put_back_is_the_same() -> None:
+    before = random_states([torch.default_generator])
+    with isolated_randomness(nn.Identity()):
+        draw_from_everywhere()
+        assert random_states([torch.default_generator]) != before
+    assert random_states([torch.default_generator]) == before
+
+
+def test_a_state_is_no_view_of_the_generator() -> None:
+    before = random_states([torch.default_generator])
+    kept = copy.deepcopy(before)
+    draw_from_everywhere()
+    assert before == kept
+
+
+def test_every_generator_that_is_asked_for_counts() -> None:
+    own = torch.Generator()
+    before = random_states([torch.default_generator, own])
+    torch.rand((), generator=own)
+    assert random_states([torch.default_generator, own]) != before
+    assert random_states([torch.default_generator]) == (torch_states([torch.default_generator]), *before[1:])
+
+
+def test_another_bit_generator_of_numpys_global_one_is_watched_too() -> None:
+    usual = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    np.random.set_bit_generator(np.random.PCG64(3))  # type: ignore[attr-defined]
+    try:
+        before = numpy_state()
+        assert numpy_state() == before
+        np.random.rand()  # noqa: NPY002
+        assert numpy_state() != before
+    finally:
+        np.random.set_bit_generator(usual)  # type: ignore[attr-defined]

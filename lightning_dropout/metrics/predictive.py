@@ -5,6 +5,7 @@ rules. The metrics themselves live beside this file and in torchmetrics.
 """
 
 import math
+import warnings
 from typing import cast
 
 import torch
@@ -23,6 +24,12 @@ __all__ = ["PredictiveMetrics"]
 
 _CLASSES: tuple[Task, ...] = ("multiclass", "probabilities")
 _BITS: tuple[Task, ...] = ("binary", "multilabel")
+# Of a prediction, by task: what a single pass has, and what several are needed for.
+_UNCERTAINTIES: dict[Task, tuple[list[str], list[str]]] = {
+    **dict.fromkeys((*_CLASSES, *_BITS), (["entropy"], ["mutual_information"])),
+    "gaussian": (["aleatoric_variance"], ["epistemic_variance"]),
+    **dict.fromkeys(("regression", "raw"), ([], ["std"])),
+}
 _LEAST_VARIANCE = 1e-30  # of a predicted Gaussian: torch's own floor of 1e-6 is no small number in small units
 
 
@@ -32,12 +39,12 @@ class PredictiveMetrics:
     Keys: ``accuracy``, ``nll``, ``brier``, ``ece`` for classes; the same without ``ece`` for multilabel; ``rmse``,
     ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels, and are left out where a batch had none.
     Without: ``entropy`` and ``mutual_information`` for classes, ``aleatoric_variance`` and ``epistemic_variance`` for
-    ``gaussian``, ``std`` for ``regression`` and ``raw``. What several passes are needed for is left out where there was
-    one. A NaN among the values makes the result NaN.
+    ``gaussian``, ``std`` for ``regression`` and ``raw``. A NaN among the values makes the result NaN.
 
     Args:
         task: What the predictions are of.
         class_dim: The dimension of the classes.
+        spread: Whether the predictions are of several passes; what these are needed for is left out otherwise.
 
     Example:
         >>> from lightning_dropout.sampling.prediction import Statistics
@@ -50,12 +57,12 @@ class PredictiveMetrics:
         tensor(0.5000)
     """
 
-    def __init__(self, task: Task, class_dim: int = 1) -> None:
+    def __init__(self, task: Task, class_dim: int = 1, *, spread: bool = True) -> None:
         self.task = task
         self.class_dim = class_dim
-        self._device = torch.device("cpu")
         self._labelled = _mean()  # share of the batches with labels; a metric, so that all ranks leave out the same
-        self._uncertainties: dict[str, Metric] = {}
+        single, several = _UNCERTAINTIES[task]
+        self._uncertainties: dict[str, Metric] = {name: _mean() for name in (single + several if spread else single)}
         self._scores: dict[str, Metric] = {}  # those that need labels
         if task in _CLASSES or task in _BITS:
             kind = cast(ClassificationTask, "multiclass" if task in _CLASSES else task)
@@ -73,7 +80,6 @@ class PredictiveMetrics:
 
     def to(self, device: torch.device) -> "PredictiveMetrics":
         """Move the sums to ``device`` and return this bundle."""
-        self._device = device
         for metric in (self._labelled, *self._scores.values(), *self._uncertainties.values()):
             metric.to(device)
         return self
@@ -93,38 +99,39 @@ class PredictiveMetrics:
 
     def update(self, prediction: MCPrediction, labels: Tensor | None) -> None:
         """Take in one batch; ``labels=None`` updates what needs none."""
-        many = prediction.num_samples > 1
-        values = prediction.uncertainties()
-        if self.task in ("regression", "raw"):
-            values = {"std": prediction.std}
-        for name, value in values.items():
-            if many or name in ("entropy", "aleatoric_variance"):
-                metric = self._uncertainties.setdefault(name, _mean().to(self._device))
-                metric.update(value.mean(), weight=value.numel())
+        for name, metric in self._uncertainties.items():
+            value = getattr(prediction, name)
+            metric.update(value.mean(), weight=value.numel())
         self._labelled.update(float(labels is not None))
         if labels is not None:
             for name, arguments in self._arguments(prediction, labels).items():
                 self._scores[name].update(*arguments)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every metric that has seen all data, synchronised over the ranks: call it on every rank."""
-        if not self._labelled.update_called:
-            return {}
-        scores = self._scores if bool(self._labelled.compute() == 1) else {}
-        return {name: metric.compute() for name, metric in {**scores, **self._uncertainties}.items()}
+        """Return every metric that has seen all data, synchronised over the ranks: call it on every rank.
+
+        A rank without data takes part; without data anywhere there is no metric.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # before an update: such a rank
+            labelled = self._labelled.compute()
+            if labelled.isnan():
+                return {}
+            scores = self._scores if bool(labelled == 1) else {}
+            return {name: metric.compute() for name, metric in {**scores, **self._uncertainties}.items()}
 
     def _arguments(self, prediction: MCPrediction, labels: Tensor) -> dict[str, tuple[Tensor, ...]]:
         mean = prediction.mean
         if self.task in _CLASSES:
             if self.task == "probabilities":  # those of half precision sum to 1 only roughly
                 mean = mean / mean.sum(self.class_dim, keepdim=True)
-            logs = mean.log() if self.task == "probabilities" else self._predictive(prediction)
+            logs = mean.log() if self.task == "probabilities" else prediction.logits
             mean, logs = mean.movedim(self.class_dim, 1), logs.movedim(self.class_dim, 1)
             right = (mean.argmax(1) == labels).float()
             return {"accuracy": _weighted(right), "nll": (logs, labels), "brier": (mean, labels), "ece": (mean, labels)}
         labels = labels.reshape(mean.shape)
         if self.task in _BITS:
-            logs = F.logsigmoid(wide(self._predictive(prediction)))  # a sigmoid is 1 in float32 from 17 on
+            logs = F.logsigmoid(wide(prediction.logits))  # a sigmoid is 1 in float32 from 17 on
             if self.task == "binary":
                 mean, labels, logs = mean.flatten(), labels.flatten(), logs.flatten()
             labels = labels.long()
@@ -138,10 +145,6 @@ class PredictiveMetrics:
         variance = wide(prediction.total_variance)
         nll = F.gaussian_nll_loss(wide(mean), wide(labels), variance, full=True, reduction="none", eps=_LEAST_VARIANCE)
         return {**errors, "nll": _weighted(nll)}
-
-    def _predictive(self, prediction: MCPrediction) -> Tensor:
-        assert isinstance(prediction.predictive, Tensor)  # noqa: S101  (a pair only for "gaussian")
-        return prediction.predictive
 
 
 def _mean() -> MeanMetric:

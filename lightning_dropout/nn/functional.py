@@ -3,17 +3,32 @@
 Every mask of this package's own layers is drawn here. Nothing here keeps state, and nothing here branches on
 what is inside a tensor, so all of it runs under autocast, activation checkpointing and ``torch.compile``. There a rate
 that is a float is a constant of the graph; one that is a tensor may change without another compilation.
+
+There are two ways to draw. The general one spends a float32 on each coin. On a CPU, where drawing is nearly all that
+dropout costs, eager code spends 16 bits and selects with a kernel that needs no branch per value.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lightning_dropout.probability import check_probability
 
-__all__ = ["Granularity", "Mode", "check_granularity", "check_mode", "drop_path", "drop_residual", "dropout"]
+__all__ = [
+    "Granularity",
+    "Mode",
+    "check_granularity",
+    "check_mode",
+    "drop_path",
+    "drop_residual",
+    "dropout",
+    "is_plain",
+    "keep_above",
+    "takes_16_bits",
+]
 
 Granularity = Literal["element", "channel"]
 Mode = Literal["row", "batch"]
@@ -33,10 +48,13 @@ def dropout(
     a rate of 1 returns zeros, with zero gradients.
 
     Args:
-        x: Floating-point values. The mask is drawn in float32 whatever their dtype: bfloat16 has too few
-            digits to tell a rate of 0.001 from 0.
-        p: Probability of dropping, in [0, 1]; resolved to float32's 2**-24. A float32 scalar tensor is taken as it is,
-            unchecked, and always draws: looking at its value would cost a synchronisation or another graph.
+        x: Floating-point values. The mask is as fine whatever their dtype: bfloat16 has too few digits to tell a rate
+            of 0.001 from 0.
+        p: Probability of dropping, in [0, 1]; resolved to float32's 2**-24. Eager code on a CPU resolves a float in
+            [2**-10, 1 - 2**-10] to 2**-16: it drops with probability ``q = round(p * 2**16) / 2**16`` and scales by
+            ``1 / (1 - q)``, so that the mean stays exact; only below 2048 coins it is as fine as elsewhere. A float32
+            scalar tensor is taken as it is, unchecked, and always draws: looking at its value would cost a
+            synchronisation or another graph.
         training: Drop (True) or pass ``x`` through (False).
         granularity: ``"element"`` tosses one coin per value, ``"channel"`` one per sample and index of dimension 1:
             a whole feature map of ``(batch, channel, height, width)``, but a whole token of ``(batch, token, dim)``.
@@ -86,7 +104,7 @@ def drop_path(
 
     Args:
         x: Output of the branch, before it is added.
-        drop_prob: Probability of dropping, in [0, 1]; a tensor as in ``dropout``.
+        drop_prob: Probability of dropping, in [0, 1]; resolved, and as a tensor, as in ``dropout``.
         training: Drop (True) or pass ``x`` through (False).
         mode: ``"row"`` tosses one coin per sample, ``"batch"`` one for all samples.
         scale_by_keep: Rescale kept values, so that the mean is that of evaluation; False leaves them as they are.
@@ -181,6 +199,9 @@ def _drop(x: Tensor, coins: list[int], p: float | Tensor, rescale: bool) -> Tens
     """Zero ``x`` where a coin of shape ``coins`` (1 = shared along that dimension) says so; 0 < ``p`` <= 1."""
     # The slice only lends its memory format to the mask: a channels_last input keeps its layout, forward and backward.
     like = x.detach()[tuple(slice(size) for size in coins)]
+    if isinstance(p, float) and is_plain(x) and takes_16_bits(p, like.numel()):
+        lowest_kept, scale = _in_16_bits(p)
+        return _select(x, _toss(like), lowest_kept, scale if rescale else 1.0)
     dropped = torch.rand_like(like, dtype=torch.float32) < p
     kept = _rescaled(x, p) if rescale else x
     # Not a product with the mask: 0 * inf is NaN.
@@ -195,6 +216,80 @@ def _rescaled(x: Tensor, p: float | Tensor) -> Tensor:
     scale = torch.where(keep > 0.0, 1.0 / keep.clamp_min(torch.finfo(keep.dtype).tiny), 1.0)
     # A scalar tensor would be rounded to the dtype of ``x`` first: in bfloat16 the mean would be off by 0.2 %.
     return (x.to(torch.promote_types(x.dtype, scale.dtype)) * scale).to(x.dtype)
+
+
+# Sixteen bits for each coin: on a CPU, outside of everything that records, transforms or compiles.
+
+_COARSEST = 2**-10  # rounded to 2**-16, a smaller rate would be off by more than 0.8 %
+_FEWEST = 2**11  # coins; below, the general way takes fewer calls and no longer
+_PIECE = 2**17  # values that, with their coins and results, stay in a core's cache from one step to the next
+# (values, noise, threshold): the value where noise > threshold, else 0. Ten times as fast as `torch.where`.
+_keep_above = torch.ops.aten.threshold_backward.default
+
+
+def takes_16_bits(p: float, num_coins: int) -> bool:
+    """Tell whether 16 bits for each coin are fine enough for ``p``, and no slower."""
+    return _COARSEST <= p <= 1.0 - _COARSEST and num_coins >= _FEWEST
+
+
+def _in_16_bits(p: float) -> tuple[int, float]:
+    """Return the lowest coin that keeps, and what the kept values grow by."""
+    num_dropping = round(p * 2**16)
+    return num_dropping - 2**15, 2**16 / (2**16 - num_dropping)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Tell whether ``x`` lives on a CPU and nothing records, transforms or compiles what is done with it."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and x.is_cpu
+        and x.is_floating_point()
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.maybe_current_level() is None
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _toss(like: Tensor) -> Tensor:
+    """Return independent coins, uniform on the int16, in the shape and layout of ``like``."""
+    # All 64 bits are random only over the whole range: without bounds, the sign stays 0.
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    return words.view(torch.int16).as_strided(like.shape, torch.empty_like(like).stride())
+
+
+def keep_above(x: Tensor, noise: Tensor, threshold: float, scale: float) -> Tensor:
+    """Return ``scale * x`` where the float32 ``noise`` is above ``threshold``, else exactly 0; real values only."""
+    kept: Tensor = _keep_above(x, noise, threshold)
+    return kept.mul_(scale).to(x.dtype)
+
+
+def _select(x: Tensor, coins: Tensor, lowest_kept: int, scale: float) -> Tensor:
+    """Return ``scale * x`` where a coin is at least ``lowest_kept``, else exactly 0."""
+    one_each = coins.numel() > _PIECE and coins.shape == x.shape and coins.stride() == x.stride()
+    if one_each and is_plain(x) and forward_ad.unpack_dual(x).tangent is None:  # type: ignore[no-untyped-call]
+        selected: Tensor = _InPieces.apply(x, coins, lowest_kept, scale)
+        return selected
+    return keep_above(x, coins.float(), lowest_kept - 0.5, scale)  # float32 has digits for every coin
+
+
+class _InPieces(torch.autograd.Function):
+    """``_select`` for many values: half of its time would go into fresh memory that is used once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, coins: Tensor, lowest_kept: int, scale: float) -> Tensor:
+        ctx.save_for_backward(coins)
+        ctx.law = lowest_kept, scale
+        y = torch.empty_like(x)
+        flat = [torch.split(tensor.as_strided((tensor.numel(),), (1,)), _PIECE) for tensor in (x, coins, y)]
+        for values, piece, results in zip(*flat, strict=True):
+            torch.mul(_keep_above(values, piece.float(), lowest_kept - 0.5), scale, out=results)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _select(grads[0], *ctx.saved_tensors, *ctx.law), None, None, None
 
 
 def _check_input(x: Tensor, min_dims: int) -> None:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LogMeanExp", "Moments", "binary_entropy", "entropy", "wide"]
+__all__ = ["LogMeanExp", "Moments", "entropy", "wide"]
 
 
 def entropy(probabilities: Tensor, dim: int) -> Tensor:
@@ -21,17 +21,6 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
     """
     terms: Tensor = torch.special.entr(probabilities)
     return terms.sum(dim)
-
-
-def binary_entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy of each Bernoulli variable in nats, elementwise.
-
-    Example:
-        >>> binary_entropy(torch.tensor([0.5, 0.0]))
-        tensor([0.6931, 0.0000])
-    """
-    terms: Tensor = torch.special.entr(probabilities) + torch.special.entr(1.0 - probabilities)
-    return terms
 
 
 def wide(values: Tensor) -> Tensor:
@@ -61,22 +50,28 @@ class Moments:
     def update(self, values: Tensor) -> None:
         """Take in one more tensor."""
         values = wide(values)
-        if self.count == 0:
-            self.mean, self._squares = torch.zeros_like(values), torch.zeros_like(values)
         self.count += 1
+        if self.count == 1:
+            self.mean, self._squares = values.clone(), torch.zeros_like(values)
+            return
         deviation = values - self.mean
-        self.mean = self.mean + deviation / self.count
-        self._squares = self._squares + deviation * (values - self.mean)
+        self.mean.add_(deviation, alpha=1 / self.count)
+        # (x - mean before) (x - mean after), from one of them: the second is this part of the first.
+        self._squares.addcmul_(deviation, deviation, value=(self.count - 1) / self.count)
 
     def variance(self) -> Tensor:
         """Return the unbiased variance (correction 1); NaN from a single tensor, for which it is not defined."""
         if self.count < 2:
             return torch.full_like(self.mean, math.nan)
-        return self._squares / (self.count - 1)
+        return (self._squares / (self.count - 1)).masked_fill_(~self.mean.isfinite(), math.nan)
 
 
 class LogMeanExp:
     """Running ``ln(mean(exp(x)))``: the logarithm of a mean probability, exact where the probability underflows.
+
+    Args:
+        mean: Mean of the ``count`` probabilities that came before, if there were some.
+        count: How many they were.
 
     Example:
         >>> running = LogMeanExp()
@@ -86,9 +81,9 @@ class LogMeanExp:
         -1000.0
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._log_sum = torch.zeros(())
+    def __init__(self, mean: Tensor | None = None, count: int = 0) -> None:
+        self.count = count
+        self._log_sum = torch.zeros(()) if mean is None else mean.log() + math.log(count)
 
     def update(self, logs: Tensor) -> None:
         """Take in one more tensor of logarithms."""

@@ -4,22 +4,28 @@ Plain torch, no trainer. A pass is one call of the model with its sites switched
 and every random generator are afterwards what they were before.
 """
 
+import dataclasses
 import numbers
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_dropout.probability import check_probability
-from lightning_dropout.randomness import derive_seed, isolated_randomness, seed_everywhere
+from lightning_dropout.randomness import derive_seed, generators_of, isolated_generators, seed_everywhere
 from lightning_dropout.sampling.activation import dropping
+from lightning_dropout.sampling.folding import batch_size_of, check_chunk_size, fold, refuse_coins_of_the_batch, unfold
+from lightning_dropout.sampling.masks import Masks, SharedMasks, check_masks, fast_masks
+from lightning_dropout.sampling.outputs import Rest, check_output
 from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_outputs, check_task
+from lightning_dropout.sampling.reuse import PrefixReuse, Reuse, obstacle_of
+from lightning_dropout.sampling.witness import Witness, same_values
 from lightning_dropout.sites import Kind, Site, find_sites, sites_of
 
-__all__ = ["DEFAULT_KINDS", "check_num_samples", "draw_passes", "mc_sample"]
+__all__ = ["DEFAULT_KINDS", "Sampler", "check_num_samples", "mc_sample"]
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("dropout", "attention", "recurrent")
 _EXTRA_DRAWS = 100  # two DropPaths at 0.1 agree ten times running in 12 % of cases: equal passes alone prove nothing
@@ -35,8 +41,11 @@ def mc_sample(
     sites: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     kinds: Sequence[Kind] = DEFAULT_KINDS,
+    masks: Masks = "independent",
+    chunk_size: int = 1,
     rates: float | None = None,
     seed: int = 0,
+    output: str | Callable[[Any], Any] | None = None,
     return_samples: bool = False,
     **kwargs: Any,
 ) -> MCPrediction:
@@ -45,6 +54,9 @@ def mc_sample(
     Each pass is one thinned network of the ensemble that dropout training trains; their mean is the prediction, their
     spread its uncertainty. The sites are switched on for the passes alone and everything else stays in the mode it is
     in, so call it on a model in eval mode. Passes are seeded: the same call gives the same numbers.
+
+    What runs before the first random draw of a pass is the same in all of them, so it runs once; what that saved stands
+    in ``reuse``. Memory does not grow with ``num_samples``.
 
     Args:
         model: Any module; no trainer, no subclassing.
@@ -57,8 +69,15 @@ def mc_sample(
         sites: Glob patterns on the names of the sites to sample; ``"*"`` takes all.
         exclude: Patterns of sites, or of modules unknown to the package, to leave alone.
         kinds: Kinds of sites to sample; ``"drop_path"`` and ``"layer_drop"`` join if you name them.
+        masks: ``"independent"`` draws a mask for each sample and pass. ``"shared"`` draws one thinned network for each
+            pass, the same for all samples and for every batch that you sample with this ``seed``; the first dimension
+            of the first tensor among the inputs is taken for the batch.
+        chunk_size: How many passes run at a time, folded into the batch, at least 1. The law stays the same; on a CPU
+            more than 1 is slower, on a GPU with small batches faster.
         rates: One probability for every site during the passes, in [0, 1]; ``None`` samples at the rates they have.
         seed: What the masks follow from.
+        output: Where in the model's output the tensor to average stands, if it returns more than that: a dotted path
+            such as ``"logits"`` or ``"1"``, or a function of the output.
         return_samples: Whether to keep all passes, (T, ...), in ``samples``.
         kwargs: What the model is called with.
 
@@ -66,8 +85,10 @@ def mc_sample(
         Mean, standard deviation, entropies and votes; see :class:`MCPrediction`.
 
     Raises:
-        ValueError: If no site matches or every rate is 0, if the outputs do not fit ``task``, or ``num_samples`` < 1.
-        RuntimeError: If passes change a buffer or the input, or do not differ; the model is left as it was.
+        ValueError: If no site matches or every rate is 0, if the outputs do not fit ``task`` or cannot be averaged, if
+            a site cannot share its masks, or ``num_samples`` or ``chunk_size`` < 1.
+        RuntimeError: If passes change a buffer or the input, do not differ, or do not fit into memory; the model is
+            left as it was.
 
     Source:
         Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation", arXiv:1506.02142.
@@ -83,18 +104,18 @@ def mc_sample(
     check_num_samples(num_samples)
     found = find_sites(model, sites, exclude, kinds)
     values = None if rates is None else [check_probability(rates, "rates")] * len(found)
-    return draw_passes(
-        lambda: model(*args, **kwargs),
+    sampler = Sampler(
         model,
         found,
         num_samples=num_samples,
         task=task,
         class_dim=class_dim,
-        rates=values,
-        seed=(seed,),
-        inputs=(args, kwargs),
+        masks=masks,
+        chunk_size=chunk_size,
+        output=output,
         return_samples=return_samples,
     )
+    return sampler.sample(model, args, kwargs, seed=(seed,), rates=values)
 
 
 def check_num_samples(num_samples: int) -> None:
@@ -106,112 +127,202 @@ def check_num_samples(num_samples: int) -> None:
         )
 
 
-def draw_passes(
-    forward: Callable[[], Any],
-    model: nn.Module,
-    sites: Sequence[Site],
-    *,
-    num_samples: int,
-    task: Task,
-    class_dim: int,
-    rates: Sequence[float] | None,
-    seed: tuple[int, ...],
-    inputs: Any,
-    return_samples: bool = False,
-    guarded: bool = True,
-) -> MCPrediction:
-    """Run the passes of one batch; what :func:`mc_sample` and the callback share.
+class Sampler:
+    """The passes of one model, batch after batch; what :func:`mc_sample` and the callback share.
 
     Args:
-        forward: One call of the model.
         model: Whose buffers and generators are guarded.
         sites: What to switch on.
         num_samples: T.
         task: What an output means.
         class_dim: The dimension of the classes.
-        rates: One probability per site for the passes, or ``None``.
-        seed: Parts of the seed; the number of the pass is added.
-        inputs: The tensors that ``forward`` reads, in any nesting.
+        masks: ``"independent"`` or ``"shared"``.
+        chunk_size: How many passes are folded into the batch.
+        output: Where in an output the tensor to average stands.
         return_samples: Whether to keep all passes.
-        guarded: Whether to check that passes change nothing and differ; once per data set is enough.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
-    _refuse_silence(sites, rates)
-    quiet = _others_to_keep_quiet(model, sites)
-    statistics = Statistics(task, class_dim, keep_samples=return_samples)
-    first: Outputs | None = None
-    differs = False
-    with ExitStack() as stack:
-        witness = stack.enter_context(_Witness(model, inputs)) if guarded else None
-        stack.enter_context(isolated_randomness(model))
-        stack.enter_context(dropping(sites, rates, quiet))
-        for number in range(num_samples + _EXTRA_DRAWS):
-            if number >= num_samples and (differs or not guarded):
-                break
-            seed_everywhere(derive_seed(*seed, number))
-            outputs = cast(Outputs, forward())
-            if isinstance(outputs, list):
-                outputs = tuple(outputs)
-            if first is None:
-                if witness is not None:
-                    witness.check()
-                first = check_outputs(outputs, task, class_dim)
-            elif guarded and not differs:
-                differs = not _equal(first, outputs)
-            if number < num_samples:
-                statistics.update(outputs)
-    assert first is not None  # noqa: S101  (num_samples is at least 1)
-    if guarded and not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN
-        names = ", ".join(site.name for site in sites)
-        raise RuntimeError(
-            f"Expected passes that differ, but got {num_samples + _EXTRA_DRAWS} equal ones although these sites were "
-            f"on: {names}; check that the forward calls them (fused, compiled or scripted code may not) and that what "
-            "they drop reaches the output."
-        )
-    return statistics.result(first)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        *,
+        num_samples: int,
+        task: Task,
+        class_dim: int = 1,
+        masks: Masks = "independent",
+        chunk_size: int = 1,
+        output: str | Callable[[Any], Any] | None = None,
+        return_samples: bool = False,
+    ) -> None:
+        check_num_samples(num_samples)
+        check_task(task)
+        check_masks(masks)
+        check_chunk_size(chunk_size)
+        check_output(output)
+        self.model, self.sites = model, sites
+        self.num_samples, self.task, self.class_dim = num_samples, task, class_dim
+        self.masks, self.chunk_size = masks, min(chunk_size, num_samples)
+        self.output, self.return_samples = output, return_samples
+        asked = {site.key for site in sites}
+        self._others = [site for site in sites_of(model, strict=False) if site.key not in asked]
+        self.generators = generators_of(model.modules())
+        self.obstacle = obstacle_of(model)
+        if self.chunk_size > 1:
+            refuse_coins_of_the_batch(sites, masks)
 
-class _Witness:
-    """Remembers buffers and inputs, raises if a pass has changed one, and puts back what an error leaves behind."""
+    def sample(
+        self,
+        forward: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        seed: tuple[int, ...],
+        rates: Sequence[float] | None = None,
+        guarded: bool = True,
+    ) -> MCPrediction:
+        """Run the passes of one batch.
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        # By the dictionary that holds it: code that assigns a new buffer leaves the old tensor as it was.
-        self._buffers = [
-            (f"buffer `{f'{prefix}.{name}'.lstrip('.')}`", module._buffers, name, buffer, buffer.clone())
-            for prefix, module in model.named_modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._inputs = [(leaf, leaf.clone()) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-    def __enter__(self) -> "_Witness":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None:  # `check` has found nothing to put back
-            return
-        for _, holder, name, buffer, copy in self._buffers:
-            holder[name] = buffer
-            _put_back(buffer, copy)
-        for tensor, copy in self._inputs:
-            _put_back(tensor, copy)
-
-    def check(self) -> None:
-        for what, holder, name, _, copy in self._buffers:
-            if not _same(holder[name], copy):
-                raise RuntimeError(
-                    f"Expected passes that change nothing, but got a changed {what} (put back); call `model.eval()` "
-                    "before sampling, so that normalisation layers use what they have learned."
-                )
-        if not all(_same(tensor, copy) for tensor, copy in self._inputs):
+        Args:
+            forward: Calls the model; ``forward(*args, **kwargs)`` is one pass.
+            args: Positional inputs.
+            kwargs: Inputs by name.
+            seed: Parts of the seed; the number of the pass is added. Shared masks follow from the first part alone.
+            rates: One probability per site for the passes; ``None`` leaves the sites as they are.
+            guarded: Whether to check that passes change nothing and differ; once per data set is enough.
+        """
+        _refuse_silence(self.sites, rates)
+        quiet = self._others_to_keep_quiet()
+        batch = _Batch(self, forward, (tuple(args), dict(kwargs)), seed)
+        statistics = Statistics(self.task, self.class_dim, keep_samples=self.return_samples)
+        rest: Rest | None = None
+        first: Outputs | None = None
+        differs, number = not guarded, 0
+        with ExitStack() as stack:
+            witness = stack.enter_context(Witness(self.model, batch.inputs)) if guarded else None
+            stack.enter_context(isolated_generators(batch.generators))
+            stack.enter_context(dropping(self.sites, rates, quiet))
+            stack.enter_context(batch.prepared())
+            while number < self.num_samples or not (differs or number >= self.num_samples + _EXTRA_DRAWS):
+                for outputs in batch.run(number):
+                    if rest is None:
+                        if witness is not None:
+                            witness.check()
+                        rest = Rest(outputs, self.output, self.task, self.class_dim, batch.inputs)
+                    counts = number < self.num_samples
+                    values = rest.update(outputs) if counts else rest.select(outputs)
+                    if first is None:
+                        first = check_outputs(values, self.task, self.class_dim)
+                    elif not differs:
+                        differs = not _equal(first, values)
+                    if counts:
+                        statistics.update(values)
+                    number += 1
+        assert first is not None  # noqa: S101  (num_samples is at least 1)
+        assert rest is not None  # noqa: S101
+        if not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN
+            names = ", ".join(site.name for site in self.sites)
             raise RuntimeError(
-                "Expected passes that change nothing, but got a changed input (put back), so that later passes would "
-                "see another one; make the layer that works in place (`inplace=True`) return a new tensor."
+                f"Expected passes that differ, but got {number} equal ones although these sites were on: {names}; "
+                "check that the forward calls them (fused, compiled or scripted code may not) and that what they drop "
+                "reaches the output."
             )
+        prediction = statistics.result(first)
+        return dataclasses.replace(prediction, predictive=rest.fill(prediction.predictive), reuse=batch.reuse)
+
+    def _others_to_keep_quiet(self) -> list[Site]:
+        """Return the sites that nobody asked for and that an owner of those asked for switches on, too.
+
+        Layer drop in the encoder whose dropout is sampled is one.
+
+        Raises:
+            ValueError: If a site that nobody asked for drops already, since the model is in train mode.
+        """
+        others = [site for site in self._others if site.rate > 0.0]
+        awake = next((site for site in others if site.effective_rate > 0.0 and site.owners), None)
+        if awake is not None:
+            raise ValueError(
+                f"Expected only the sites asked for to drop, but got `{awake.name}` ({awake.kind}, rate "
+                f"{awake.rate:g}) in train mode as well; call `model.eval()` before sampling, or add its kind to "
+                "`kinds`."
+            )
+        owners = {id(owner) for site in self.sites for owner in site.owners}
+        return [site for site in others if any(id(owner) in owners for owner in site.owners)]
 
 
-def _put_back(tensor: Tensor, copy: Tensor) -> None:
-    if not _same(tensor, copy):
-        tensor.copy_(copy)
+class _Batch:
+    """The runs over one batch: each is a pass, or ``chunk_size`` passes folded into the batch."""
+
+    def __init__(self, sampler: Sampler, forward: Callable[..., Any], inputs: Any, seed: tuple[int, ...]) -> None:
+        self.inputs = inputs
+        self._sampler, self._forward = sampler, forward
+        of_inputs = generators_of((), tree_leaves(inputs))  # of a model without parameters on a GPU
+        self.generators = [*{id(each): each for each in (*sampler.generators, *of_inputs)}.values()]
+        self._shared: SharedMasks | None = None
+        self._seed = seed
+        self._size = 0
+        if sampler.masks == "shared" or sampler.chunk_size > 1:
+            self._size = batch_size_of(inputs)
+        self._chunk = fold(inputs, self._size, sampler.chunk_size)
+        self._prefix: PrefixReuse | None = None
+
+    @property
+    def reuse(self) -> Reuse:
+        """What prefix reuse has saved."""
+        return Reuse(note=self._sampler.obstacle) if self._prefix is None else self._prefix.report
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Lend the sites their masks until the block is left; inside, they must be awake and at their rates."""
+        sampler = self._sampler
+        with ExitStack() as stack:
+            if sampler.masks == "shared":
+                # One thinned network for all batches: nothing but the first part of the seed may count.
+                self._seed = self._seed[:1]
+                self._shared = stack.enter_context(SharedMasks(sampler.model, sampler.sites, self._seed[0]))
+            elif not sampler.obstacle:  # another `forward` would void the graphs of compiled code
+                stack.enter_context(fast_masks(sampler.sites))
+            if sampler.num_samples > sampler.chunk_size and not sampler.obstacle:
+                self._prefix = PrefixReuse(sampler.model, sampler.sites, self.generators)
+            yield
+
+    def run(self, number: int) -> list[Any]:
+        """Return the outputs of the passes from ``number`` on that run at a time."""
+        sampler = self._sampler
+        left = sampler.num_samples - number
+        folds = min(sampler.chunk_size, left) if left > 0 else sampler.chunk_size
+        args, kwargs = self._chunk if folds == sampler.chunk_size else fold(self.inputs, self._size, folds)
+
+        def prepare() -> None:
+            seed_everywhere(derive_seed(*self._seed, number), self.generators)
+            if self._shared is not None:
+                self._shared.begin(number, self._size, folds)
+
+        def forward() -> Any:
+            outputs = self._forward(*args, **kwargs)
+            if self._shared is not None:
+                self._shared.check()
+            return outputs
+
+        try:
+            if self._prefix is not None and folds == sampler.chunk_size:
+                outputs = self._prefix.run(prepare, forward)
+            else:
+                prepare()
+                outputs = forward()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            what, cure = "one pass", "use smaller batches"
+            if folds > 1:
+                what, cure = f"{folds} passes at a time", f"pass `chunk_size={folds // 2}`"
+            raise RuntimeError(
+                f"Expected {what} to fit into memory, but got: {str(error).splitlines()[0]}; {cure}."
+            ) from error
+        return unfold(outputs, self._size, folds)
 
 
 def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> None:
@@ -223,41 +334,11 @@ def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> Non
         )
 
 
-def _others_to_keep_quiet(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
-    """Return the sites that nobody asked for and that an owner of those asked for switches on, too.
-
-    Layer drop in the encoder whose dropout is sampled is one.
-
-    Raises:
-        ValueError: If a site that nobody asked for drops already, since the model is in train mode.
-    """
-    asked = {site.key for site in sites}
-    owners = {id(owner) for site in sites for owner in site.owners}
-    others = [site for site in sites_of(model, strict=False) if site.key not in asked and site.rate > 0.0]
-    awake = [site for site in others if site.effective_rate > 0.0 and site.owners]
-    if awake:
-        raise ValueError(
-            f"Expected only the sites asked for to drop, but got `{awake[0].name}` ({awake[0].kind}, rate "
-            f"{awake[0].rate:g}) in train mode as well; call `model.eval()` before sampling, or add its kind to "
-            "`kinds`."
-        )
-    return [site for site in others if any(id(owner) in owners for owner in site.owners)]
-
-
 def _all_nan(outputs: Outputs) -> bool:
     return all(bool(output.isnan().all().item()) for output in tree_leaves(outputs))
 
 
 def _equal(first: Outputs, second: Outputs) -> bool:
     if isinstance(first, Tensor) or isinstance(second, Tensor):
-        return isinstance(first, Tensor) and isinstance(second, Tensor) and _same(first, second)
-    return all(_same(one, other) for one, other in zip(first, second, strict=True))
-
-
-def _same(one: Tensor | None, other: Tensor) -> bool:
-    """Equal in every value, NaN being equal to NaN."""
-    if one is None:
-        return False
-    if one.shape != other.shape or not one.is_floating_point():
-        return torch.equal(one, other)
-    return bool(((one == other) | (one.isnan() & other.isnan())).all().item())
+        return isinstance(first, Tensor) and isinstance(second, Tensor) and same_values(first, second)
+    return all(same_values(one, other) for one, other in zip(first, second, strict=True))

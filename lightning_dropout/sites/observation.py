@@ -5,28 +5,27 @@ function (TorchScript, numpy, Python's ``random``). It only looks: nothing is co
 the events mean for the sites of a model is said in ``comparison.py``.
 """
 
-import ctypes
 import inspect
 import numbers
-import random
 import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["HIDDEN_FROM_TORCH", "Event", "Observer"]
+from lightning_dropout.randomness import generators_of, random_states, torch_states
+
+__all__ = ["HIDDEN_FROM_TORCH", "Event", "Observer", "drop_rate"]
 
 # The operation of an event of which only the moved generator is known: that of ...
 HIDDEN_FROM_TORCH = "hidden draw (torch)"
@@ -36,7 +35,6 @@ _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _INIT_FILE = str(Path(torch.nn.init.__file__))
 # Modules whose code calls torch functions only: no need to look for hidden draws around them.
 _OPEN_LIBRARIES = ("torch.nn.", "lightning_dropout.")
-_MT19937_BYTES = 2500  # 624 words and a position
 # Half of all calls. They compute nothing, so they draw nothing.
 _LOOKS = frozenset({"__get__", "size", "dim"})
 _WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -101,9 +99,8 @@ class Observer(TorchFunctionMode):
         self._running: list[nn.Module] = []
         self._busy = False  # in a torch function: what that calls, as a backward does, is no forward of the model
         self._unseen: tuple[nn.Module, Any] | None = None
-        self._generators = _generators(modules)
-        self._numpy = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        self._torch_state, self._other_states = self._read_torch(), self._read_others()
+        self._generators = generators_of(modules)
+        self._torch_state, *self._other_states = random_states(self._generators)
         self._stack = ExitStack()
         if any(type(module).__module__ == "torch._dynamo.eval_frame" for module in modules):
             self._stack.enter_context(warnings.catch_warnings())
@@ -132,8 +129,8 @@ class Observer(TorchFunctionMode):
         try:
             self._note_torch(sys._getframe(1))
             result = func(*args, **kwargs)
-            before, self._torch_state = self._torch_state, self._read_torch()
-            rate = _DROPS[name](args, kwargs) if name in _DROPS else None
+            before, self._torch_state = self._torch_state, torch_states(self._generators)
+            rate = drop_rate(func, args, kwargs)
             if rate is not None or before != self._torch_state or kwargs.get("generator") is not None:
                 self._record(name, rate, sys._getframe(1))
         finally:
@@ -171,7 +168,7 @@ class Observer(TorchFunctionMode):
 
     def _note_torch(self, frame: FrameType) -> None:
         """Record a draw that has happened since the last look, by the code that makes the present call."""
-        before, self._torch_state = self._torch_state, self._read_torch()
+        before, self._torch_state = self._torch_state, torch_states(self._generators)
         if before != self._torch_state and self._running:
             self._record(HIDDEN_FROM_TORCH, None, frame)
 
@@ -179,7 +176,7 @@ class Observer(TorchFunctionMode):
         """Record draws that have happened since the last look, by the innermost module that runs."""
         before = self._torch_state, *self._other_states
         with torch._C.DisableTorchFunction():  # our own look at a state is none of the model's calls
-            self._torch_state, self._other_states = self._read_torch(), self._read_others()
+            self._torch_state, *self._other_states = random_states(self._generators)
         after = self._torch_state, *self._other_states
         if before == after or not self._running:  # outside of its modules it was, again, who calls the model
             return
@@ -213,28 +210,6 @@ class Observer(TorchFunctionMode):
         where = (place.f_code.co_filename, place.f_lineno) if place is not None else ("", 0)
         self.events[Event(owner, operation, rate, *where)] += 1
 
-    def _read_torch(self) -> Sequence[bytes]:
-        return [generator.get_state().numpy().tobytes() for generator in self._generators]
-
-    def _read_others(self) -> tuple[object, object]:
-        if isinstance(self._numpy, np.random.MT19937):  # its `state` takes 40 µs to build, its memory none
-            numpy_state: object = ctypes.string_at(self._numpy.ctypes.state_address, _MT19937_BYTES)
-        else:
-            numpy_state = repr(self._numpy.state)
-        return numpy_state, random.getstate()
-
-
-def _generators(modules: Iterable[nn.Module]) -> list[torch.Generator]:
-    """Return the global generators that a forward of these modules may draw from."""
-    tensors = (tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values()))
-    devices = {tensor.device for tensor in tensors if tensor is not None}
-    generators = [torch.default_generator]
-    for device in devices:
-        if device.type not in ("cpu", "meta"):
-            of_device = getattr(torch.get_device_module(device), "default_generators", ())
-            generators += of_device[device.index : device.index + 1]
-    return generators
-
 
 def _may_be_fast(module: nn.Module) -> bool:
     """Tell whether torch may run ``module`` in one fused call, in which nothing drops."""
@@ -243,6 +218,19 @@ def _may_be_fast(module: nn.Module) -> bool:
     layer = module.layers[0] if isinstance(module, nn.TransformerEncoder) else module
     differentiated = torch.is_grad_enabled() and all(parameter.requires_grad for parameter in module.parameters())
     return not (layer.training or differentiated)
+
+
+def drop_rate(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """Return the rate at which this call of a torch function drops, ``None`` if it drops nothing.
+
+    Example:
+        >>> from torch.nn.functional import dropout
+        >>> drop_rate(dropout, (torch.ones(2), 0.1), {"training": True})
+        0.1
+        >>> drop_rate(dropout, (torch.ones(2), 0.1, False), {})
+    """
+    rate = _DROPS.get(getattr(func, "__name__", ""))
+    return rate(args, kwargs) if rate is not None else None
 
 
 # Known drops: from the arguments of a call the rate at which it drops, or None if it does not.

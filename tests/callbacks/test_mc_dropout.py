@@ -1,7 +1,9 @@
 """Monte-Carlo dropout around a module that knows nothing of it; every number against one counted by hand."""
 
+import dataclasses
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,23 @@ import pytest
 import pytorch_lightning
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as global_hooks
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_dropout.callbacks import DropoutScheduler, MCDropout
+from lightning_dropout.callbacks import DropoutScheduler, MCDropout, sampled_stage
 from lightning_dropout.modules import Classifier, Regressor
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.randomness import derive_seed, seed_everywhere
 from lightning_dropout.sampling import mc_sample
-from lightning_dropout.sampling.sample import draw_passes
+from lightning_dropout.sampling.sample import Sampler
 from lightning_dropout.schedules import Early, Linear
-from lightning_dropout.sites import User
+from lightning_dropout.sites import Site, User
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -151,25 +156,23 @@ def step_sees_mean_probabilities(
     return torch.allclose(torch.cat(module.seen).double().exp(), expected, atol=1e-5)
 
 
-class AveragesLogits(MCDropout):
+class AveragesLogits(Sampler):
     """A planted bug."""
 
-    def _sample(self, pl_module: Any, sites: Any, call: Any, inputs: Any) -> Any:
-        assert self._step is not None
-        arguments: dict[str, Any] = {"num_samples": self.num_samples, "task": "raw", "class_dim": 1, "rates": None}
-        prediction = draw_passes(call, pl_module, sites, seed=(0, *self._step, 0), inputs=inputs, **arguments)
-        self._calls.append((prediction, None))
-        return prediction.predictive
+    def sample(self, *args: Any, **arguments: Any) -> Any:
+        raw = Sampler(self.model, self.sites, num_samples=self.num_samples, task="raw")
+        logits = raw.sample(*args, **arguments).mean
+        return dataclasses.replace(super().sample(*args, **arguments), predictive=logits)
 
 
-class WakesDropoutModulesOnly(MCDropout):
+class WakesDropoutModulesOnly(Sampler):
     """A planted bug: what most snippets on the web do."""
 
-    def _sample(self, pl_module: Any, sites: Any, call: Any, inputs: Any) -> Any:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], **arguments: Any) -> None:
         only = [site for site in sites if isinstance(site.holder, nn.Dropout)]
         for site in only:
             site.users = tuple(User(user.name, (site.holder,), user.module) for user in site.users)
-        return super()._sample(pl_module, only, call, inputs)
+        super().__init__(model, only, **arguments)
 
 
 @pytest.mark.parametrize("make_net", [small_net, Attending, transformer_net])
@@ -190,9 +193,15 @@ def test_the_step_sees_the_mean_of_the_probabilities(
     ],
 )
 def test_that_check_fails_for_planted_bugs(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], mutant: type[MCDropout], make_net: Callable[[], nn.Module]
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    mutant: type[Sampler],
+    make_net: Callable[[], nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not step_sees_mean_probabilities(mutant(T, task="multiclass"), make_trainer, loader, make_net())
+    monkeypatch.setattr(sampled_stage, "Sampler", mutant)
+    callback = MCDropout(T, task="multiclass", compare=False)
+    assert not step_sees_mean_probabilities(callback, make_trainer, loader, make_net())
 
 
 def test_the_spread_is_that_of_dropout(make_trainer: MakeTrainer) -> None:
@@ -263,7 +272,12 @@ def test_what_is_said(make_trainer: MakeTrainer, loader: DataLoader[Any], caplog
     with caplog.at_level("INFO"):
         make_trainer(MCDropout(T, task="multiclass")).test(Plain(), loader, verbose=False)
     said = [record.message for record in caplog.records if record.message.startswith("MCDropout")]
-    assert said == [f"MCDropout: the test metrics of Plain describe the mean of {T} stochastic passes over 1 sites."]
+    assert said[0] == f"MCDropout: the test metrics of Plain describe the mean of {T} stochastic passes over 1 sites."
+    assert re.fullmatch(
+        r"MCDropout: \d+ of 21 passes started at their first random draw, which spared \d+ % of each, .* s in all\.",
+        said[1],
+    )
+    assert len(said) == 2
 
 
 # --- which call is sampled ------------------------------------------------------------------------------------------
@@ -536,7 +550,7 @@ def test_which_rates_are_sampled(
     used.clear()
     for stage in (trainer.test, trainer.predict):
         stage(module, loader)
-        assert used == [sampled] * (3 * T)
+        assert set(used) == {sampled}
         assert module.net[2].p == 0.5
         used.clear()
 
@@ -651,7 +665,7 @@ def test_a_fit_with_its_validations_is_left_alone(make_trainer: MakeTrainer, loa
 
 
 class Bomb(nn.Module):
-    """Explodes in the k-th call from now on."""
+    """Explodes from the k-th call on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -662,40 +676,81 @@ class Bomb(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.fuse is not None:
             self.fuse -= 1
-            if self.fuse == 0:
+            if self.fuse <= 0:
                 raise self.error
         return x
 
 
-HOOKS = ["on_test_start", "on_test_batch_start", "on_test_batch_end", "on_test_epoch_end", "on_test_end"]
-PLACES = [*HOOKS, "test_step", "early pass", "late pass"]
+# --- exceptions: every hook of every stage, of the module and of callbacks before and after ours, and within passes ---
+
+STAGES = {"test": "test", "predict": "predict", "validate": "validation"}
+HOOKS = [
+    "setup",
+    "on_{}_start",
+    "on_{}_epoch_start",
+    "on_{}_batch_start",
+    "on_{}_batch_end",
+    "on_{}_epoch_end",
+    "on_{}_end",
+    "teardown",
+]
+# Of 40 passes: the first, which is watched; the second, which runs in full and again replayed; one that is replayed.
+# A prefix is what comes before the first draw: it runs in the first two passes only.
+IN_PASSES = ["prefix of pass 0", "suffix of pass 0", "prefix of pass 1", "suffix of pass 1", "suffix of pass 37"]
+PLACES = [f"{who}: {hook}" for hook in HOOKS for who in ("module", "before", "after")]
+PLACES += ["step before the call", "step after the call", *IN_PASSES]
+MANY = 40
 
 
-def armed(place: str, error: BaseException, sampled: bool) -> Plain:
-    """Return a module that raises ``error`` at ``place``."""
+class Exploding(Callback):
+    """Somebody else's callback."""
+
+    def __init__(self, hook: str, error: BaseException) -> None:
+        def explode(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        setattr(self, hook, explode)
+
+
+def armed(place: str, error: BaseException, stage: str = "test", sampled: bool = True) -> tuple[Plain, list[Callback]]:
+    """Return a module that raises ``error`` at ``place``, and callbacks to stand before and after ours that do."""
     torch.manual_seed(0)
-    bomb = Bomb()
-    bomb.error = error
+    prefix, suffix = Bomb(), Bomb()
+    prefix.error = suffix.error = error
     module = Plain(
-        nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5, inplace=True), bomb, nn.Linear(8, 3))
+        nn.Sequential(
+            nn.Linear(4, 8), prefix, nn.BatchNorm1d(8), nn.Dropout(0.5, inplace=True), suffix, nn.Linear(8, 3)
+        )
     )
+    step = f"{STAGES[stage]}_step"
+    original = getattr(module, step)
 
     def explode(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    if place in ("early pass", "late pass"):
-        bomb.fuse = 1 if not sampled else 2 if place == "early pass" else T + 1
-    elif place == "test_step":
-        whole_step = module.test_step
+    def step_before(batch: Any, batch_idx: int) -> None:
+        raise error
 
-        def test_step(batch: Any, batch_idx: int) -> None:
-            whole_step(batch, batch_idx)
-            raise error
+    def step_after(batch: Any, batch_idx: int) -> None:
+        original(batch, batch_idx)
+        raise error
 
-        module.test_step = test_step  # type: ignore[method-assign]
-    else:
-        setattr(module, place, explode)
-    return module
+    others: list[Callback] = [Callback(), Callback()]
+    who, _, hook = place.partition(": ")
+    hook = hook.format(STAGES[stage])
+    if place in IN_PASSES:
+        part, _, number = place.partition(" of pass ")
+        compared = stage != "predict"  # once without dropout before the passes
+        # The second pass runs twice, so that the 37th is one more call of what comes behind the draw.
+        fuse = 1 + int(number) + compared + (int(number) > 1)
+        (prefix if part == "prefix" else suffix).fuse = fuse if sampled else 1
+    elif place.startswith("step"):
+        setattr(module, step, step_before if place == "step before the call" else step_after)
+    elif who == "module":
+        setattr(module, hook, explode)
+    elif who != "nowhere":
+        others[who == "after"] = Exploding(hook, error)
+    return module, others
 
 
 def left_behind(module: Plain) -> dict[str, Any]:
@@ -704,30 +759,43 @@ def left_behind(module: Plain) -> dict[str, Any]:
         "flags": [part.training for part in module.modules()],
         "attributes": [sorted(part.__dict__) for part in module.modules()],
         "rates": [(part.p, part.inplace) for part in module.modules() if isinstance(part, nn.Dropout)],
-        "tensors": [tensor.tolist() for tensor in (*module.net.parameters(), *module.net.buffers())],
+        "tensors": {name: tensor.tolist() for name, tensor in module.state_dict().items()},
         "torch": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index, union-attr]  # noqa: NPY002
         "python": random.getstate(),
         "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "hooks": len(global_hooks._global_forward_hooks) + len(global_hooks._global_forward_pre_hooks),
+        "function modes": _len_torch_function_stack(),
+        "dispatch modes": _len_torch_dispatch_stack(),
+        "hooks of modules": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()],
     }
 
 
-@pytest.mark.parametrize("rates", ["trained", 0.75])
-@pytest.mark.parametrize("error", [RuntimeError("planted"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def errors_at(place: str, stage: str) -> list[BaseException]:
+    """Return both kinds of error for the stage with the metrics, and one kind, in turn, for the others."""
+    both: list[BaseException] = [RuntimeError("planted"), KeyboardInterrupt()]
+    return both if stage == "test" else [both[(PLACES.index(place) + (stage == "predict")) % 2]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_error_anywhere_leaves_no_more_behind_than_without_the_callback(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], place: str, error: BaseException, rates: Any
+    make_trainer: MakeTrainer, loader: DataLoader[Any], place: str, stage: str
 ) -> None:
-    states = []
-    for callbacks in ([], [MCDropout(T, task="multiclass", rates=rates)]):
-        seed_everywhere(3)
-        module = armed(place, error, sampled=bool(callbacks))
-        with pytest.raises((RuntimeError, SystemExit)):
-            make_trainer(*callbacks).test(module, loader, verbose=False)
-        states.append(left_behind(module))
-    without, with_callback = states
-    assert with_callback == without
-    assert set(without["flags"]) <= {False} or place == "on_test_end"  # one mode, be it whose it may
+    for error in errors_at(place, stage):
+        states = []
+        callback = MCDropout(MANY, task="multiclass", stages=list(STAGES), rates=0.75, return_uncertainty=True)
+        for sampled in (False, True):
+            seed_everywhere(3)
+            module, (before, after) = armed(place, error, stage, sampled)
+            callbacks = [before, callback, after] if sampled else [before, after]
+            with pytest.raises((RuntimeError, SystemExit)):
+                getattr(make_trainer(*callbacks), stage)(module, loader)
+            states.append(left_behind(module))
+        without, with_callback = states
+        assert with_callback == without
+        assert len(set(without["flags"])) == 1  # one mode, be it whose it may
+        assert callback._running is None
 
 
 class ForgetsToGiveBack(MCDropout):
@@ -737,7 +805,7 @@ class ForgetsToGiveBack(MCDropout):
 
 
 def test_that_check_sees_what_is_left(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
-    module = armed("test_step", RuntimeError("planted"), sampled=True)
+    module, _ = armed("step after the call", RuntimeError("planted"))
     with pytest.raises(RuntimeError):
         make_trainer(ForgetsToGiveBack(T, task="multiclass")).test(module, loader, verbose=False)
     assert any("forward" in names for names in left_behind(module)["attributes"])
@@ -750,22 +818,22 @@ class Clumsy(Callback):
         raise OSError("clumsy")
 
 
-@pytest.mark.parametrize("place", ["test_step", "late pass"])
+@pytest.mark.parametrize("place", ["step after the call", "suffix of pass 1", "suffix of pass 37"])
 def test_an_error_within_an_error_leaves_a_module_that_predicts_as_before(
     make_trainer: MakeTrainer, loader: DataLoader[Any], place: str
 ) -> None:
-    module = armed(place, RuntimeError("planted"), sampled=True)
-    callback = MCDropout(T, task="multiclass")
+    module, _ = armed(place, RuntimeError("planted"))
+    callback = MCDropout(MANY, task="multiclass")
     with pytest.raises(OSError, match="clumsy"):
         make_trainer(Clumsy(), callback).test(module, loader, verbose=False)
     assert not any(part.training for part in module.modules())
     x = loader.dataset.tensors[0]
-    module.net[3].fuse = None
+    module.net[4].fuse = None
     with torch.no_grad():
-        expected = module.net[4](module.net[1](module.net[0](x)))
+        expected = module.net[5](module.net[2](module.net[0](x)))
         torch.testing.assert_close(module(x), expected)  # neither sampled nor counted
         torch.testing.assert_close(module.net(x), expected)
-    module = armed("none", RuntimeError("planted"), sampled=True)
+    module, _ = armed("nowhere", RuntimeError("planted"))
     make_trainer(callback).test(module, loader, verbose=False)
     assert "forward" not in module.__dict__
 
@@ -778,7 +846,7 @@ def test_a_stage_leaves_nothing_behind(make_trainer: MakeTrainer, loader: DataLo
     states = []
     for callbacks in ([], [callback]):
         seed_everywhere(3)
-        module = armed("none", RuntimeError(), sampled=False)
+        module, _ = armed("nowhere", RuntimeError(), sampled=False)
         before = {key: value for key, value in left_behind(module).items() if key in ("flags", "rates", "tensors")}
         getattr(make_trainer(*callbacks), stage)(module, loader)
         states.append(left_behind(module))
@@ -825,6 +893,39 @@ def test_runs_repeat_and_batches_differ(make_trainer: MakeTrainer) -> None:
     assert torch.equal(first, predictions_of(make_trainer, module, same))
     assert len(first.unique(dim=0)) == 4
     assert not torch.equal(first, predictions_of(make_trainer, module, same, seed=1))
+
+
+def test_shared_masks_are_one_set_for_all_data(make_trainer: MakeTrainer, data: TensorDataset) -> None:
+    module = Plain()
+    first = predictions_of(make_trainer, module, DataLoader(data, batch_size=10), masks="shared")
+    for batch_size in (1, 3, 7):
+        others = predictions_of(make_trainer, module, DataLoader(data, batch_size), masks="shared")
+        torch.testing.assert_close(first, others, rtol=1e-5, atol=1e-7)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    turned = TensorDataset(*(tensor[order] for tensor in data.tensors))
+    others = predictions_of(make_trainer, module, DataLoader(turned, batch_size=4), masks="shared")
+    torch.testing.assert_close(first[order], others, rtol=1e-5, atol=1e-7)
+    both = MCDropout(T, task="multiclass", masks="shared", return_uncertainty=True)
+    one, other = make_trainer(both).predict(module, [DataLoader(data, batch_size=10)] * 2)
+    assert torch.equal(one[0]["mean"], other[0]["mean"])
+    assert not torch.equal(first, predictions_of(make_trainer, module, DataLoader(data, batch_size=10)))
+    seeded = predictions_of(make_trainer, module, DataLoader(data, batch_size=10), masks="shared", seed=1)
+    assert not torch.equal(first, seeded)
+
+
+def test_folded_passes(make_trainer: MakeTrainer, data: TensorDataset) -> None:
+    """Shared masks do not know how many run at a time; independent ones are others, of the same law."""
+    module, loader = Plain(), DataLoader(data, batch_size=4)
+    one, several = (
+        predictions_of(make_trainer, module, loader, masks="shared", chunk_size=chunk_size) for chunk_size in (1, 3)
+    )
+    torch.testing.assert_close(one, several, rtol=1e-5, atol=1e-7)
+    calls: list[int] = []
+    module.net[2].register_forward_hook(lambda layer, args, output: calls.append(len(output)))
+    folded = predictions_of(make_trainer, module, loader, chunk_size=T)
+    assert calls == [4 * T, 4 * T, 2 * T]
+    assert torch.equal(folded, predictions_of(make_trainer, module, loader, chunk_size=T))
+    assert not torch.equal(folded, predictions_of(make_trainer, module, loader))
 
 
 # --- kinds of models and outputs ------------------------------------------------------------------------------------
@@ -947,8 +1048,6 @@ def test_the_classifier_of_this_package(make_trainer: MakeTrainer, loader: DataL
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (lambda logits: {"logits": logits, "loss": logits.sum()}, "but got dict"),
-        (lambda logits: (logits, logits), "but got tuple"),
         (lambda logits: logits.softmax(1), 'outputs that sum to 1; pass task="probabilities"'),
         (lambda logits: logits[:, :1], 'at least two classes.*pass task="binary"'),
     ],
@@ -1033,6 +1132,10 @@ def test_the_callback_and_the_function_agree_in_law(make_trainer: MakeTrainer, d
         ({"rates": 1.5}, r"Expected `rates` to be a probability of dropping.*1\.5"),
         ({"rates": 0.0}, "Expected `rates` above 0"),
         ({"seed": 0.5}, "Expected `seed` to be a whole number"),
+        ({"masks": "same"}, "Expected `masks` to be one of"),
+        ({"chunk_size": 0}, "Expected `chunk_size` to be a whole number of passes, at least 1, but got 0"),
+        ({"output": ""}, "Expected `output` to be a dotted path into the model's output, but got ''"),
+        ({"output": third}, "Expected `output` to be a dotted path"),
     ],
 )
 def test_impossible_arguments_are_refused_at_construction(arguments: Any, message: str) -> None:

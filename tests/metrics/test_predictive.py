@@ -1,5 +1,6 @@
 """The bundle behind ``test/mc/*`` and ``test/det/*``: each number by hand, for every task, from passes given here."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,8 @@ def predict(task: Task, passes: Any, class_dim: int = 1) -> MCPrediction:
 
 def score(task: Task, passes: Any, labels: Tensor | None, sizes: tuple[int, ...] = (4, 4, 3), **arguments: Any) -> Any:
     """Feed the samples in batches of unequal size."""
-    metrics = PredictiveMetrics(task, **arguments)
     pairs = isinstance(passes, tuple)
+    metrics = PredictiveMetrics(task, spread=len(passes[0] if pairs else passes) > 1, **arguments)
     parts = [tensor.split(sizes, dim=1) for tensor in (passes if pairs else (passes,))]
     for index, size in enumerate(sizes):
         chosen = [part[index] for part in parts]
@@ -119,6 +120,19 @@ def test_gaussian(scale: float) -> None:
     assert score("gaussian", (means, log_variances), y) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])
+def test_the_form_of_the_models_output_is_no_matter(task: Task) -> None:
+    """A dictionary that holds the mean, or nothing that a metric could read."""
+    prediction = predict(task, draw(T, N, 1 if task == "binary" else C))
+    y = torch.arange(N) % C if task == "multiclass" else torch.ones_like(prediction.mean).long()
+    scores = []
+    for predictive in (prediction.predictive, {"logits": prediction.predictive}, None):
+        metrics = PredictiveMetrics(task)
+        metrics.update(dataclasses.replace(prediction, predictive=predictive), y)
+        scores.append(metrics.compute())
+    assert scores[0] == scores[1] == scores[2]
+
+
 def test_one_pass_has_no_spread() -> None:
     assert score("multiclass", draw(1, N, C), None).keys() == {"entropy"}
     assert score("gaussian", (draw(1, N, 1), draw(1, N, 1)), None).keys() == {"aleatoric_variance"}
@@ -164,6 +178,23 @@ def test_a_nan_is_seen(task: Task, shape: tuple[int, ...]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "task", ["multiclass", "probabilities", "binary", "multilabel", "regression", "gaussian", "raw"]
+)
+def test_all_metrics_are_there_before_any_data(task: Task) -> None:
+    """A rank without a batch takes part in the exchange of each: what it would make later would come too late."""
+    shapes = {"binary": (N,), "regression": (N,), "gaussian": (N, 2)}
+    outputs = draw(T, *shapes.get(task, (N, C)))
+    outputs = outputs.softmax(-1) if task == "probabilities" else outputs
+    labels = None if task == "raw" else torch.zeros(N if task != "multilabel" else (N, C)).long()
+    for spread in (True, False):
+        metrics = PredictiveMetrics(task, spread=spread)
+        names = {*metrics._scores, *metrics._uncertainties}
+        assert metrics.compute() == {}
+        metrics.update(predict(task, list(outputs if spread else outputs[:1])), labels)
+        assert metrics.compute().keys() == names == {*metrics._scores, *metrics._uncertainties}
+
+
 def test_scores_of_some_batches_are_left_out() -> None:
     metrics, logits = PredictiveMetrics("multiclass"), draw(T, N, C)
     prediction = predict("multiclass", list(logits))
@@ -179,10 +210,13 @@ def test_ranks_agree(as_ranks: Callable[[list[Metric]], list[Metric]]) -> None:
     logits, y = draw(T, N, C), torch.arange(N) % C
     whole = PredictiveMetrics("multiclass")
     whole.update(predict("multiclass", list(logits)), y)
-    for labels_of_second in (y[7:], None):
+    for labels_of_second in (y[7:], None, "no batch"):
         ranks = [PredictiveMetrics("multiclass"), PredictiveMetrics("multiclass")]
-        ranks[0].update(predict("multiclass", list(logits[:, :7])), y[:7])
-        ranks[1].update(predict("multiclass", list(logits[:, 7:])), labels_of_second)
+        if labels_of_second == "no batch":
+            ranks[0].update(predict("multiclass", list(logits)), y)
+        else:
+            ranks[0].update(predict("multiclass", list(logits[:, :7])), y[:7])
+            ranks[1].update(predict("multiclass", list(logits[:, 7:])), labels_of_second)
         for name in ("_labelled", "_scores", "_uncertainties"):
             first, second = (getattr(rank, name) for rank in ranks)
             if isinstance(first, Metric):

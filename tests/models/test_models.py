@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_dropout import models
 from lightning_dropout.models import MLP, Block, Net, ResBlock, ResNet, ViT
-from lightning_dropout.nn import AttentionDropout, Dropout, DropPath
+from lightning_dropout.nn import AttentionDropout, Dropout, DropPath, functional
 
 DIGITS = (1, 8, 8)
 
@@ -148,13 +148,15 @@ def test_same_output_under_channels_last(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["net", "mlp", "resnet", "vit"])
-def test_traces_into_one_graph(name: str) -> None:
+def test_traces_into_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = BUILD[name](**dict.fromkeys(RATES[name], 0.25))
     x = torch.randn(4, *DIGITS)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.manual_seed(2)
     actual = compiled(x)
     torch.manual_seed(2)
+    # Eager code on a CPU draws many coins in another way than compiled code.
+    monkeypatch.setattr(functional, "is_plain", lambda x: False)
     torch.testing.assert_close(actual, model(x))
     torch.compiler.reset()
 

@@ -4,6 +4,7 @@ The checks take a callable that drops, and so also judge planted bugs: every mut
 Each check draws about a million coins from a fixed seed; under fresh seeds its chance of a false alarm is about 2.5e-6.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
@@ -16,6 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_dropout.nn import functional
 from lightning_dropout.nn.functional import drop_path, drop_residual, dropout
 
 Z_LIMIT = 4.71
@@ -61,6 +63,12 @@ LAYOUTS = {
 }
 
 
+def realised(p: float, num_coins: int) -> float:
+    """The rate at which eager code on a CPU drops."""
+    coarse = num_coins >= 2048 and 2**-10 <= p <= 1 - 2**-10
+    return round(p * 2**16) / 2**16 if coarse else p
+
+
 # The checks. Each raises AssertionError on a wrong law.
 
 
@@ -96,6 +104,7 @@ def check_gradient(drop: Drop, layout: Layout, p: float, dtype: torch.dtype = to
     for _ in range(layout.few_calls):
         x = torch.ones(layout.x, dtype=dtype, requires_grad=True)
         y = drop(x)
+        drop(x.detach())  # as any network does before it goes backward
         upstream = (-2.0) ** torch.randint(-2, 3, layout.x).to(dtype)  # powers of two: products without rounding
         y.backward(upstream)
         assert x.grad is not None
@@ -129,9 +138,14 @@ def check_independence(drop: Drop, layout: Layout, p: float) -> None:
 
 
 def check_patterns(drop: Drop, layout: Layout, p: float) -> None:
-    """All 2**4 patterns of four coins far apart are as frequent as four independent coins make them."""
+    """All 2**4 patterns of four coins, far apart and in a row, are as frequent as independent coins make them."""
     masks = kept_masks(drop, layout).flatten()
-    fours = masks[: len(masks) // 4 * 4].reshape(4, -1)
+    masks = masks[: len(masks) // 4 * 4]
+    _check_fours(masks.reshape(4, -1), p)
+    _check_fours(masks.reshape(-1, 4).T, p)
+
+
+def _check_fours(fours: Tensor, p: float) -> None:
     patterns = (fours * torch.tensor([[1], [2], [4], [8]])).sum(dim=0)
     observed = torch.bincount(patterns, minlength=16).double()
     kept = torch.tensor([pattern.bit_count() for pattern in range(16)]).double()
@@ -143,6 +157,11 @@ def check_patterns(drop: Drop, layout: Layout, p: float) -> None:
 
 LAW = (check_rate, check_scale, check_gradient, check_mean)
 JOINT_LAW = (check_independence, check_patterns)
+
+
+def check_all(drop: Drop, layout: Layout, p: float) -> None:
+    for check in (*LAW, *JOINT_LAW):
+        check(drop, layout, p)
 
 
 @pytest.fixture(autouse=True)
@@ -158,21 +177,23 @@ def _seed() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_rate_scale_and_gradient(name: str, dtype: torch.dtype, p: float) -> None:
     layout = LAYOUTS[name]
+    q = realised(p, torch.Size(layout.coins).numel())
     for check in (check_rate, check_scale, check_gradient):
-        check(lambda x: layout.drop(x, p), layout, p, dtype)
+        check(lambda x: layout.drop(x, p), layout, q, dtype)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_mean_and_independence(name: str, p: float) -> None:
+    layout = LAYOUTS[name]
+    q = realised(p, torch.Size(layout.coins).numel())
     for check in (check_mean, check_second_moment, *JOINT_LAW):
-        check(lambda x: LAYOUTS[name].drop(x, p), LAYOUTS[name], p)
+        check(lambda x: layout.drop(x, p), layout, q)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_torch_dropout_obeys_the_same_law(p: float) -> None:
-    for check in (*LAW, *JOINT_LAW):
-        check(nn.Dropout(p), LAYOUTS["element"], p)
+    check_all(nn.Dropout(p), LAYOUTS["element"], p)
 
 
 # Planted bugs.
@@ -245,8 +266,7 @@ def test_every_planted_bug_is_killed(bug: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["element", "channel", "row"])
 def test_the_mutant_without_a_bug_survives(name: str) -> None:
-    for check in (*LAW, *JOINT_LAW):
-        check(mutant()(LAYOUTS[name], 0.1), LAYOUTS[name], 0.1)
+    check_all(mutant()(LAYOUTS[name], 0.1), LAYOUTS[name], 0.1)
 
 
 def test_a_drop_that_splits_its_unit_is_killed() -> None:
@@ -316,13 +336,13 @@ def test_scale_by_keep_false_leaves_kept_values() -> None:
     assert 500 < kept.sum() < 700
 
 
-def test_same_seed_same_mask_whatever_the_dtype() -> None:
+@pytest.mark.parametrize("size", [100, 10_000, 300_000])
+def test_same_seed_same_mask_whatever_the_dtype(size: int) -> None:
     masks = []
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, torch.float64):
         torch.manual_seed(3)
-        masks.append(dropout(torch.ones(100, dtype=dtype), 0.5) != 0)
-    assert torch.equal(masks[0], masks[1])
-    assert torch.equal(masks[0], masks[2])
+        masks.append(dropout(torch.ones(size, dtype=dtype), 0.5) != 0)
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
 
 
 # Rates in tensors.
@@ -354,7 +374,7 @@ def test_mean_variance_and_independence_under_a_tensor(name: str, p: float) -> N
 @pytest.mark.parametrize("site", SITES)
 def test_a_tensor_keeps_what_the_same_number_keeps(site: str, dtype: torch.dtype, p: float) -> None:
     results = []
-    x = torch.randn(500, 40).to(dtype)
+    x = torch.randn(50, 40).to(dtype)  # few enough for the general way, which floats and tensors share
     for rate in (p, torch.tensor(p)):
         torch.manual_seed(2)
         results.append(SITES[site](x, rate))
@@ -467,12 +487,15 @@ def test_every_planted_bug_of_a_rate_in_a_tensor_is_killed(bug: str) -> None:
 
 @pytest.mark.parametrize("as_rate", [float, torch.tensor])
 @pytest.mark.parametrize("site", SITES)
-def test_channels_last_stays(site: str, as_rate: Callable[[float], Rate]) -> None:
-    x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+@pytest.mark.parametrize("size", [5, 110])  # small, and in several pieces
+def test_channels_last_stays(site: str, as_rate: Callable[[float], Rate], size: int) -> None:
+    x = torch.randn(4, 3, size, size + 1).to(memory_format=torch.channels_last).requires_grad_()
     y = SITES[site](x, as_rate(0.5))
     y.square().sum().backward()
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    if as_rate is float:
+        torch.testing.assert_close(x.grad, 2 * y.detach() ** 2 / x.detach())
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -481,9 +504,12 @@ def test_odd_inputs(site: str) -> None:
     assert drop(torch.empty(0, 3), 0.5).shape == (0, 3)
     strided = torch.ones(6, 8)[::2, ::3]
     assert set(drop(strided, 0.5).unique().tolist()) <= {0.0, 2.0}
-    expanded = torch.ones(1, 1).expand(64, 64)
-    assert drop(expanded, 0.5).shape == (64, 64)
-    assert drop(torch.ones(3, 2, dtype=torch.complex64), 0.5).dtype == torch.complex64
+    for size in (64, 400):
+        sliced, expanded = torch.ones(2 * size, 3 * size)[::2, ::3], torch.ones(1, 1).expand(size, size)
+        for x in (sliced, expanded):
+            assert drop(x, 0.5).shape == (size, size)
+            assert set(drop(x, 0.5).unique().tolist()) <= {0.0, 2.0}
+        assert drop(torch.ones(size, size, dtype=torch.complex64), 0.5).dtype == torch.complex64
 
 
 def test_element_dropout_takes_a_scalar_tensor() -> None:
@@ -524,7 +550,7 @@ def test_compiles_to_one_graph_with_the_same_law(backend: str, as_rate: Callable
         return drop_residual(h, torch.tanh, p)
 
     compiled = torch.compile(forward, backend=backend, fullgraph=True)
-    x = torch.ones(1000, 8, requires_grad=True)
+    x = torch.ones(200, 8, requires_grad=True)  # few enough for eager code to draw as compiled code does
     torch.manual_seed(5)
     expected = forward(x, as_rate(0.3))
     torch.manual_seed(5)
@@ -537,11 +563,195 @@ def test_compiles_to_one_graph_with_the_same_law(backend: str, as_rate: Callable
     torch.compiler.reset()
 
 
-def test_activation_checkpointing_replays_the_mask() -> None:
-    x = torch.randn(64, 8, requires_grad=True)
-    y = torch.utils.checkpoint.checkpoint(lambda x: dropout(x, 0.5).square(), x, use_reentrant=False)
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("size", [64, 1000, 40_000])
+def test_activation_checkpointing_replays_the_mask(size: int, reentrant: bool) -> None:
+    x = torch.randn(size, 8, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(lambda x: dropout(x, 0.5).square(), x, use_reentrant=reentrant)
+    dropout(x.detach(), 0.5)
     y.sum().backward()
     assert torch.equal(x.grad == 0, y == 0)
+
+
+# Sixteen bits for each coin.
+
+MANY = 300_000  # values: more than one piece, and no multiple of it
+
+
+@pytest.mark.parametrize("p", [2**-10, 0.001, 0.1, 1 / 3, 0.5, 0.9, 1 - 2**-10])
+def test_of_all_coins_exactly_the_rounded_share_drops(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every coin there is, once: no statistics needed."""
+    coins = torch.arange(-(2**15), 2**15).to(torch.int16)
+    monkeypatch.setattr(functional, "_toss", lambda like: coins.repeat(len(like) // 2**16))
+    for x in (torch.ones(2**16), torch.ones(2**18), torch.ones(2**16, dtype=torch.bfloat16)):
+        y = dropout(x, p)
+        dropped = round(p * 2**16)
+        assert int((y == 0).sum()) * 2**16 == dropped * len(x)
+        torch.testing.assert_close(y.double().mean().item(), 1.0, rtol=float(torch.finfo(x.dtype).eps), atol=0.0)
+
+
+@pytest.mark.parametrize("p", [0.0009, 0.9995])
+def test_a_rate_too_close_to_its_bounds_for_16_bits_is_drawn_as_it_is(p: float) -> None:
+    expected = torch.tensor(1 / (1 - p))
+    y = dropout(torch.ones(MANY), p)
+    torch.testing.assert_close(y[y != 0].unique(), expected[None])
+
+
+def check_bits(toss: Callable[[Tensor], Tensor]) -> None:
+    """Each of the 64 bits of a word is a fair coin, and neighbours in a word are independent."""
+    lanes = toss(torch.empty(NUM_DRAWS)).reshape(-1, 4).to(torch.int32)
+    bits = (lanes[:, :, None] >> torch.arange(16)) & 1
+    centred = bits.flatten(1).double() - 0.5
+    z = centred.sum(0) / (sqrt(len(centred)) / 2)
+    assert z.abs().max() < Z_LIMIT, (
+        f"bit {int(z.abs().argmax())} is 1 in {float(bits.flatten(1).double().mean(0)[z.abs().argmax()]):.3f}"
+    )
+    pairs = centred.T @ centred / (sqrt(len(centred)) / 4)
+    assert pairs.fill_diagonal_(0.0).abs().max() < 5.5, "bits of one word are correlated"  # the most of 2016 pairs
+
+
+def wordwise(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def toss(like: Tensor) -> Tensor:
+        words = draw(torch.empty(-(-like.numel() // 4), dtype=torch.int64))
+        return words.view(torch.int16).as_strided(like.shape, like.stride())
+
+    return toss
+
+
+BAD_TOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "no sign bit": wordwise(lambda words: words.random_()),
+    "32 random bits": wordwise(lambda words: words.random_(-(2**31), 2**31)),
+    "one coin for four values": wordwise(
+        lambda words: words.random_(0, 2**16) * 0x0001_0001_0001_0001  # overflows as it should
+    ),
+}
+
+
+def test_all_bits_of_a_word_are_random() -> None:
+    check_bits(functional._toss)
+
+
+@pytest.mark.parametrize("bug", BAD_TOSSES)
+def test_words_with_fewer_random_bits_are_killed(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError):
+        check_bits(BAD_TOSSES[bug])
+    monkeypatch.setattr(functional, "_toss", BAD_TOSSES[bug])
+    with pytest.raises(AssertionError):  # also by who sees the masks only
+        check_all(lambda x: dropout(x, 0.1), LAYOUTS["element"], realised(0.1, NUM_DRAWS))
+
+
+PIECES = Layout((3, MANY // 3), (3, MANY // 3), lambda x, p: dropout(x, p))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_many_values_obey_the_same_law(dtype: torch.dtype) -> None:
+    q = realised(0.1, MANY)
+    for check in (check_rate, check_scale, check_gradient):
+        check(lambda x: dropout(x, 0.1), PIECES, q, dtype)
+    if dtype == torch.float32:
+        for joint in (check_mean, check_second_moment, *JOINT_LAW):
+            joint(lambda x: dropout(x, 0.1), PIECES, q)
+
+
+def test_coins_that_are_drawn_into_one_buffer_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.empty(MANY // 4, dtype=torch.int64)
+    monkeypatch.setattr(
+        functional, "_toss", lambda like: words.data.random_(-(2**63), None).view(torch.int16).view(like.shape)
+    )
+    with pytest.raises(AssertionError, match="gradient"):
+        check_gradient(lambda x: dropout(x, 0.1), PIECES, realised(0.1, MANY))
+
+
+def test_a_scale_by_the_rate_as_it_was_given_is_killed() -> None:
+    """At 0.001 it is off by 7e-6 of 1, which no mean of a million values shows."""
+    nominal = lambda x: dropout(x, 0.001) * (1 - realised(0.001, MANY)) / (1 - 0.001)  # noqa: E731
+    with pytest.raises(AssertionError, match="kept values"):
+        check_scale(nominal, PIECES, realised(0.001, MANY))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own derivative of a derivative
+def test_the_gradient_does_not_depend_on_whether_and_how_it_is_asked_for() -> None:
+    x = torch.randn(MANY // 300, 300, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+
+    def draw(values: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return dropout(values, 0.3)
+
+    y = draw(x)
+    scale = (draw(torch.ones_like(x))).detach()
+    with torch.inference_mode():
+        assert torch.equal(draw(x), y)
+    with torch.no_grad():
+        assert torch.equal(draw(leaf), y)
+    assert torch.equal(draw(leaf).detach(), y)
+    for upstream in (torch.randn_like(x), torch.randn_like(x).t().contiguous().t(), torch.ones(()).expand_as(x)):
+        (grad,) = torch.autograd.grad(draw(leaf), leaf, upstream)
+        torch.testing.assert_close(grad, upstream * scale)
+        (first,) = torch.autograd.grad(draw(leaf**2), leaf, upstream, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), leaf)
+        torch.testing.assert_close(second, 2 * upstream * scale)
+    (batched,) = torch.autograd.grad(draw(leaf), leaf, torch.stack([scale, 2 * scale]), is_grads_batched=True)
+    torch.testing.assert_close(batched[1], 2 * scale**2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(draw(dual)).tangent, scale)
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_vmap(randomness: str) -> None:
+    masks = torch.vmap(lambda x: dropout(x, 0.5), randomness=randomness)(torch.ones(3, 5000)) != 0
+    assert torch.equal(masks[0], masks[1]) is (randomness == "same")
+    assert 0.45 < float(masks.float().mean()) < 0.55
+    grads = torch.func.vmap(torch.func.grad(lambda x: dropout(x, 0.5).sum()), randomness="different")(
+        torch.ones(3, 5000)
+    )
+    assert set(grads.unique().tolist()) == {0.0, 2.0}
+
+
+def test_infinities_that_are_dropped_are_zero_in_pieces_too() -> None:
+    x = torch.full((MANY,), float("inf"), requires_grad=True)
+    y = dropout(x, 0.5)
+    y.backward(torch.full_like(y, float("nan")))
+    assert ((y == 0) | y.isinf()).all()
+    assert torch.equal(x.grad == 0, y == 0)
+    assert x.grad[y != 0].isnan().all()
+
+
+def test_threads_draw_their_own_masks() -> None:
+    masks: dict[int, Tensor] = {}
+
+    def work(index: int) -> None:
+        x = torch.ones(MANY, requires_grad=True)
+        y = dropout(x, 0.5)
+        y.sum().backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, y.detach())
+        masks[index] = y.detach() != 0
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shares = [float((masks[0] == masks[index]).float().mean()) for index in range(4)]
+    assert shares[0] == 1.0
+    assert all(0.49 < share < 0.51 for share in shares[1:])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_a_traced_or_recorded_function_draws_the_general_way() -> None:
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Names():
+        dropout(torch.ones(5000), 0.5)
+    assert "rand_like.default" in names
+    traced = torch.jit.trace(lambda x: dropout(x, 0.5), torch.ones(5000), check_trace=False)
+    assert not torch.equal(traced(torch.ones(5000)), traced(torch.ones(5000)))
 
 
 # Residual addition.

@@ -9,7 +9,7 @@ import torch
 from scipy import special, stats
 from torch import Tensor
 
-from lightning_dropout.sampling.moments import LogMeanExp, Moments, binary_entropy, entropy, wide
+from lightning_dropout.sampling.moments import LogMeanExp, Moments, entropy, wide
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -63,6 +63,49 @@ def in_single_precision(values: list[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, squares / (len(values) - 1)
 
 
+def check_order(estimate: Estimate) -> None:
+    """10 000 tensors far from 0 give the same in every order: sorted, reversed, and with the outlier first or last."""
+    noise = torch.randn(10_000, 3, dtype=torch.float64)
+    noise[0] = 1e3
+    for order in (slice(None), noise[:, 0].argsort(), noise[:, 0].argsort().flip(0)):
+        values = noise[order] + 1e4
+        mean, variance = estimate(list(values))
+        np.testing.assert_allclose(mean, values.numpy().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(variance, values.numpy().var(0, ddof=1), rtol=1e-9)
+
+
+def test_moments_do_not_depend_on_the_order() -> None:
+    check_order(streamed)
+
+
+def running_average(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Give the last pass too much weight, as an average that forgets does."""
+    mean, squares = values[0], torch.zeros_like(values[0])
+    for count, value in enumerate(values[1:], 2):
+        deviation = value - mean
+        mean = mean + deviation / min(count, 1000)
+        squares = squares + deviation * (value - mean)
+    return mean, squares / (len(values) - 1)
+
+
+def without_the_part(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The squared deviation from the mean before, not from that before times that after."""
+    mean, squares = values[0].double(), torch.zeros_like(values[0]).double()
+    for count, value in enumerate(values[1:], 2):
+        deviation = value.double() - mean
+        mean = mean + deviation / count
+        squares = squares + deviation * deviation
+    return mean, squares / (len(values) - 1)
+
+
+@pytest.mark.parametrize("bug", [running_average, without_the_part])
+def test_a_bug_in_the_recursion_is_killed(bug: Estimate) -> None:
+    with pytest.raises(AssertionError):
+        check_order(bug)
+    with pytest.raises(AssertionError):
+        check_moments(bug, torch.float64, 1.0, 2000)
+
+
 MUTANTS: dict[str, tuple[Estimate, torch.dtype, float]] = {
     "naive in bfloat16": (naive, torch.bfloat16, 1.0),
     "naive in float16": (naive, torch.float16, 1.0),
@@ -100,8 +143,10 @@ def test_half_precision_does_not_overflow() -> None:
 
 
 def test_nan_and_infinity_come_out_as_nan() -> None:
-    _, variance = streamed([torch.tensor([1.0, math.nan, math.inf]), torch.tensor([1.0, 2.0, 3.0])])
-    assert variance.isnan().tolist() == [False, True, True]
+    bad, good = torch.tensor([1.0, math.nan, math.inf]), torch.tensor([1.0, 2.0, 3.0])
+    for values in ([bad, good], [good, bad], [good, bad, good], [good, good, bad]):
+        _, variance = streamed(values)
+        assert variance.isnan().tolist() == [False, True, True]
 
 
 def test_memory_holds_two_tensors_whatever_the_count() -> None:
@@ -152,6 +197,28 @@ def test_the_log_of_the_plain_mean_is_killed(offset: float) -> None:
         check_log_mean_exp(lambda logs: torch.stack(logs).exp().mean(0).log(), offset)
 
 
+def resumed(logs: list[Tensor], start: Callable[[Tensor, int], LogMeanExp] = LogMeanExp) -> Tensor:
+    """Start from the mean of the first 20 probabilities, and go on with logarithms."""
+    running = start(torch.stack(logs[:20]).exp().mean(0), 20)
+    for values in logs[20:]:
+        running.update(values)
+    return running.value()
+
+
+def test_log_mean_exp_goes_on_from_a_mean() -> None:
+    check_log_mean_exp(resumed, -3.0)
+    nothing_yet = resumed([torch.zeros(4)] * 20 + [torch.full((4,), -math.inf)] * 20)
+    torch.testing.assert_close(nothing_yet, torch.full((4,), math.log(0.5), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "start", [lambda mean, count: LogMeanExp(), lambda mean, count: LogMeanExp(mean, 1)], ids=["forgotten", "count"]
+)
+def test_a_start_with_another_weight_is_killed(start: Callable[[Tensor, int], LogMeanExp]) -> None:
+    with pytest.raises(AssertionError):
+        check_log_mean_exp(lambda logs: resumed(logs, start), -3.0)
+
+
 def test_the_mean_of_the_logs_is_killed() -> None:
     with pytest.raises(AssertionError):
         check_log_mean_exp(lambda logs: torch.stack(logs).mean(0), 0.0)
@@ -175,12 +242,3 @@ def test_entropy(dim: int) -> None:
 def test_entropy_of_certainty_is_0_and_of_ignorance_ln_c() -> None:
     assert entropy(torch.tensor([0.0, 1.0, 0.0]), 0) == 0.0
     assert entropy(torch.full((8,), 1 / 8, dtype=torch.float64), 0).item() == pytest.approx(math.log(8), rel=1e-15)
-    assert binary_entropy(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.0]
-    assert binary_entropy(torch.tensor(0.5)).item() == pytest.approx(math.log(2))
-
-
-def test_binary_entropy_is_that_of_two_classes() -> None:
-    probabilities = torch.rand(7, dtype=torch.float64)
-    torch.testing.assert_close(
-        binary_entropy(probabilities), entropy(torch.stack([probabilities, 1 - probabilities]), 0)
-    )

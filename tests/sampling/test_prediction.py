@@ -1,7 +1,9 @@
 """What passes say together: every statistic against float64 formulas over all passes, and outputs that fit no task."""
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 import torch
 from scipy import special, stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dropout.sampling import MCPrediction, Task
+from lightning_dropout.sampling import prediction as prediction_file
 from lightning_dropout.sampling.prediction import Statistics, check_outputs, check_task
 
 T = 20
@@ -85,12 +89,128 @@ def test_total_uncertainty_is_the_sum_of_its_parts(
     check_split(predict(passes, "multilabel"), 2, atol)
 
 
+def with_entropies(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], MCPrediction]:
+    def changed(passes: Tensor) -> MCPrediction:
+        prediction = predict(passes, "multiclass")
+        total, expected = change(prediction.entropy, prediction.expected_entropy)
+        return replace(prediction, _entropy=total, _expected_entropy=expected)
+
+    return changed
+
+
+SPLIT_MUTANTS: dict[str, Callable[[Tensor], MCPrediction]] = {
+    "swapped": with_entropies(lambda total, expected: (expected, total)),
+    "expected entropy in bits": with_entropies(lambda total, expected: (total, expected / math.log(2))),
+    "sum over the passes": with_entropies(lambda total, expected: (total, expected * T)),
+    "entropies of the logits' mean": lambda passes: replace(
+        predict(passes.mean(0, keepdim=True), "multiclass"), _expected_entropy=predict(passes, "multiclass").entropy
+    ),
+    "no expected entropy": with_entropies(lambda total, expected: (total + math.log(2), expected * 0)),
+}
+
+
+@pytest.mark.parametrize("bug", SPLIT_MUTANTS)
+def test_every_planted_bug_breaks_the_split(bug: str) -> None:
+    with pytest.raises(AssertionError):
+        check_split(SPLIT_MUTANTS[bug](logits(500, 5)), 5)
+
+
 def test_mutual_information_reaches_its_bound() -> None:
     """Passes that are sure of another class each disagree as much as T passes can."""
     certain = torch.eye(4, dtype=torch.float64) * 1e3
     close(predict([row[None] for row in certain], "multiclass").mutual_information, [math.log(4)])
     close(predict([row[None] for row in certain[:2]], "multiclass").mutual_information, [math.log(2)])
     close(predict([certain[:1]] * 4, "multiclass").mutual_information, [0.0])
+
+
+# Enumeration: at p = 1/4 a thinned network with k of n places kept is run 3^k times among 4^n, so nothing is random.
+
+
+def thinned(num_bits: int = 5) -> tuple[Tensor, Tensor]:
+    """Return the outputs of every thinned network for a batch of 3, and how many of the 4^n passes run it."""
+    kept = torch.tensor(list(itertools.product([0.0, 1.0], repeat=num_bits)), dtype=torch.float64)
+    weight, head = torch.randn(num_bits, 6, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
+    x = torch.randn(3, num_bits, dtype=torch.float64)
+    outputs = torch.tanh((kept[:, None] * x / 0.75) @ weight) @ head / 2
+    return outputs, 3 ** kept.sum(1).long()
+
+
+def check_enumeration(task: Task, sample: Callable[[Tensor, Task], MCPrediction]) -> None:
+    outputs, times = thinned()
+    prediction = sample(outputs.repeat_interleave(times, 0), task)
+    weights = (times / times.sum())[:, None, None]
+    count = int(times.sum())
+    if task == "gaussian":
+        means, noise = outputs[..., :4], outputs[..., 4:].exp()
+        mean = (weights * means).sum(0)
+        spread = (weights * (means - mean) ** 2).sum(0)
+        expected = {
+            "mean": mean,
+            "variance": spread * count / (count - 1),
+            "aleatoric_variance": (weights * noise).sum(0),
+            "epistemic_variance": spread,
+            "total_variance": (weights * (noise + means**2)).sum(0) - mean**2,
+        }
+    else:
+        p = outputs.softmax(2) if task == "multiclass" else outputs.sigmoid()
+        mean = (weights * p).sum(0)
+
+        def entropy(p: Tensor) -> Tensor:
+            if task == "multiclass":
+                return torch.special.entr(p).sum(-1)
+            return torch.special.entr(p) + torch.special.entr(1 - p)
+
+        single = (weights.reshape(-1, *[1] * (entropy(p).ndim - 1)) * entropy(p)).sum(0)
+        expected = {
+            "mean": mean,
+            "variance": (weights * (p - mean) ** 2).sum(0) * count / (count - 1),
+            "entropy": entropy(mean),
+            "expected_entropy": single,
+            "mutual_information": entropy(mean) - single,
+            "logits": mean.log() if task == "multiclass" else mean.logit(),
+        }
+    assert prediction.num_samples == 4**5
+    for name, value in expected.items():
+        close(getattr(prediction, name), value)
+
+
+EXACT: list[Task] = ["multiclass", "multilabel", "gaussian"]
+
+
+@pytest.mark.parametrize("task", EXACT)
+def test_all_thinned_networks_together_are_exact(task: Task) -> None:
+    check_enumeration(task, predict)
+
+
+def every_other(passes: Tensor, task: Task) -> MCPrediction:
+    return replace(predict(passes[::2], task), num_samples=len(passes))
+
+
+def one_missing(passes: Tensor, task: Task) -> MCPrediction:
+    return replace(predict(passes[1:], task), num_samples=len(passes))
+
+
+def in_single_precision(passes: Tensor, task: Task) -> MCPrediction:
+    return predict(passes.float(), task)
+
+
+def of_the_mean_output(passes: Tensor, task: Task) -> MCPrediction:
+    one = predict(passes.mean(0, keepdim=True), task)
+    return replace(predict(passes, task), mean=one.mean, _aleatoric_variance=one._aleatoric_variance)
+
+
+def correction_0(passes: Tensor, task: Task) -> MCPrediction:
+    prediction = predict(passes, task)
+    return replace(prediction, variance=prediction.variance * (len(passes) - 1) / len(passes))
+
+
+@pytest.mark.parametrize("task", EXACT)
+@pytest.mark.parametrize("bug", [every_other, one_missing, in_single_precision, of_the_mean_output, correction_0])
+def test_every_planted_bug_differs_from_the_enumeration(
+    task: Task, bug: Callable[[Tensor, Task], MCPrediction]
+) -> None:
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_enumeration(task, bug)
 
 
 def test_averaging_logits_is_killed() -> None:
@@ -123,6 +243,79 @@ def test_impossible_classes_are_no_trouble() -> None:
         assert prediction.entropy.isfinite().all()
         assert prediction.std.isfinite().all()
         assert (prediction.mean[:, 0] == 0).all()
+
+
+def check_underflow(places: tuple[int, ...], task: Task = "multiclass", beside: float = 0.0) -> None:
+    """Log-probabilities down to -10 000 at ``places`` among the passes, ``beside`` a masked class or a lost sample."""
+    passes = logits(6, 5)
+    passes[:, 1] += 1e4 if task == "multiclass" else 0.0
+    for place in places:
+        passes[place, 0, 2] = -1e4 - place
+        passes[place, 3] *= 500
+        passes[place, 4, 0] = beside
+    if task == "multiclass":
+        expected = special.logsumexp(special.log_softmax(passes.numpy(), 2), axis=0) - math.log(T)
+    else:
+        logs = [special.logsumexp(-np.logaddexp(0, -sign * passes.numpy()), axis=0) for sign in (1, -1)]
+        expected = logs[0] - logs[1]
+    np.testing.assert_allclose(predict(passes, task).logits, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("places", [(), (0,), (7,), (T - 1,), tuple(range(T))], ids=str)
+@pytest.mark.parametrize("beside", [0.0, -math.inf, math.nan])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # scipy, of NaN
+def test_logits_of_the_mean_are_exact_where_probabilities_underflow(
+    places: tuple[int, ...], task: Task, beside: float
+) -> None:
+    check_underflow(places, task, beside)
+
+
+class Forgetful(prediction_file.LogMeanExp):
+    """Knows nothing of the passes before the first underflow."""
+
+    def __init__(self, mean: Tensor | None = None, count: int = 0) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(("name", "bug", "begin"), [("_LEAST_LOG", -math.inf, 0), ("LogMeanExp", Forgetful, 7)])
+def test_underflow_that_nobody_sees_and_passes_that_are_forgotten_are_killed(
+    name: str, bug: Any, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_file, name, bug)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_underflow(tuple(range(begin, T)))
+
+
+class Operations(TorchDispatchMode):
+    """Notes each operation that reads or writes a tensor of some size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.names = size, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(value, Tensor) and value.numel() >= self.size for value in (*args, result)):
+            self.names.append(func.overloadpacket.__name__)
+        return result
+
+
+def test_a_pass_of_classes_goes_over_memory_few_times() -> None:
+    """With one exponential and no logarithm for each class, unless one underflows."""
+    statistics, outputs = Statistics("multiclass", 1), logits(64, 100, dtype=torch.float32)
+
+    def of_pass(number: int, scale: float = 1.0) -> list[str]:
+        with Operations(6400) as operations:
+            statistics.update(outputs[number] * scale)
+        return operations.names[1:]  # but for the scaling
+
+    of_pass(0)
+    names = of_pass(1)
+    assert len(names) <= 14
+    assert names.count("exp") == 1
+    assert not {"log", "log_softmax", "_log_softmax", "logaddexp", "xlogy", "special_entr"} & set(names)
+    assert "logaddexp" in of_pass(2, scale=1e3)
 
 
 # One or several binary decisions.
@@ -285,6 +478,7 @@ def test_statistics_never_leave_in_half_precision(task: Task, dtype: torch.dtype
     passes = logits(4, 1 if task == "binary" else 2, dtype=dtype)
     prediction = predict(passes, task, keep_samples=True)
     tensors = {name: value for name, value in vars(prediction).items() if isinstance(value, Tensor)}
+    assert tensors.pop("num_invalid").dtype == torch.int64
     assert {"mean", "variance", "predictive", "samples"} <= set(tensors)
     assert {name: tensor.dtype for name, tensor in tensors.items()} == dict.fromkeys(tensors, expected)
     assert (prediction.variance > 0).all()
@@ -310,6 +504,139 @@ def test_nan_outputs_give_nan_and_are_not_dropped() -> None:
     prediction = predict(passes, "multiclass")
     assert prediction.mean.isnan().any(1).tolist() == [True, False, False]
     assert prediction.entropy.isnan().tolist() == [True, False, False]
+
+
+NAN, INF = math.nan, math.inf
+INVALID: dict[str, tuple[Task, list[Any], list[int]]] = {  # passes of a batch of 2, and how many each sample lost
+    "NaN": ("multiclass", [[[0.0, NAN], [1.0, 0.0]], [[0.0, NAN], [0.0, 1.0]]], [2, 0]),
+    "an overflow": ("multiclass", [[[0.0, INF], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]], [1, 0]),
+    "a masked class": ("multiclass", [[[0.0, -INF], [1.0, 0.0]], [[0.0, -INF], [0.0, 1.0]]], [0, 0]),
+    "all classes masked": ("multiclass", [[[0.0, -INF], [-INF, -INF]], [[0.0, 1.0], [0.0, 1.0]]], [0, 1]),
+    "one pixel": ("multiclass", [[[[0.0, NAN], [0.0, 1.0]], [[0.0, 0.0], [1.0, 1.0]]]], [1, 0]),
+    "binary": ("binary", [[NAN, 1.0], [0.0, INF], [-INF, 0.0]], [1, 1]),
+    "a column": ("binary", [[[NAN], [1.0]], [[0.0], [1.0]]], [1, 0]),
+    "multilabel": ("multilabel", [[[0.0, INF], [0.0, -INF]], [[NAN, NAN], [0.0, 0.0]]], [2, 0]),
+    "values": ("regression", [[[0.0, 1.0], [NAN, 1.0]], [[-INF, 1.0], [INF, -INF]]], [1, 2]),
+    "raw": ("raw", [[-INF, 0.0], [0.0, 1.0]], [1, 0]),
+    "probabilities": ("probabilities", [[[0.5, 0.5], [NAN, 1.0]], [[0.0, 1.0], [INF, -INF]]], [0, 2]),
+    "log-variances": ("gaussian", [[[0.0, NAN], [0.0, 1e4]], [[0.0, -INF], [INF, -INF]]], [1, 2]),
+}
+
+
+def check_invalid(name: str) -> None:
+    task, passes, expected = INVALID[name]
+    tensors = [torch.tensor(outputs, dtype=torch.float64) for outputs in passes]
+    prediction = predict(tensors, task)
+    assert prediction.num_invalid.tolist() == expected
+    assert prediction.num_invalid.dtype == torch.int64
+    spread = predict([*tensors, tensors[-1].nan_to_num(0.0, 0.0, 0.0)], task).variance.reshape(2, -1)
+    log_variances = prediction.total_variance.reshape(2, -1) if task == "gaussian" else spread
+    lost = ~(spread.isfinite() & log_variances.isfinite()).all(1)
+    assert lost.tolist() == [count > 0 for count in expected], "what is counted is what is lost"
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_what_is_no_value_is_counted_for_each_sample_and_makes_its_results_nan(name: str) -> None:
+    check_invalid(name)
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        (lambda self, values: None, "NaN"),
+        (lambda self, values: setattr(self, "_invalid", self._invalid + values.isnan().flatten(1).sum(1)), "values"),
+        (lambda self, values: setattr(self, "_invalid", self._invalid + ~values.isfinite().all()), "NaN"),
+    ],
+    ids=["nothing", "elements", "batches"],
+)
+def test_another_count_is_killed(bug: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Statistics, "_count_invalid", bug)
+    with pytest.raises(AssertionError):
+        check_invalid(name)
+
+
+def test_single_numbers_are_counted_together() -> None:
+    assert predict([torch.tensor(NAN), torch.tensor(1.0)], "raw").num_invalid.tolist() == 1
+    assert predict([torch.tensor([NAN, 1.0])] * 2, "multiclass", 0).num_invalid.tolist() == 2
+    assert predict([torch.tensor([[NAN, 1.0, 1.0], [1.0, 1.0, 1.0]])] * 2, "multiclass", 0).num_invalid.tolist() == [
+        2, 0, 0,
+    ]  # fmt: skip
+
+
+# Quantiles.
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 1, [0.5], [0.1, 0.5, 0.9], torch.tensor([0.25, 1.0])], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("most", [2**24, T * 7, 1], ids=["one piece", "ragged pieces", "columns"])
+def test_quantiles_are_numpys(q: Any, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_file, "_MOST_FOR_QUANTILE", most)
+    prediction = predict(logits(6, 5, dtype=dtype), "multiclass", keep_samples=True)
+    assert prediction.samples is not None
+    quantiles = prediction.quantile(q)
+    assert quantiles.dtype == prediction.mean.dtype
+    close(quantiles, np.quantile(prediction.samples.double().numpy(), np.asarray(q), axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 3)])
+def test_quantiles_have_the_shape_of_the_mean(shape: tuple[int, ...]) -> None:
+    prediction = predict(list(logits(*shape)), "raw", keep_samples=True)
+    assert prediction.quantile(0.5).shape == shape
+    assert prediction.quantile([0.1, 0.9]).shape == (2, *shape)
+    assert predict([torch.ones(shape)], "raw", keep_samples=True).quantile(0.3).equal(torch.ones(shape))
+
+
+def test_quantiles_need_samples_and_probabilities() -> None:
+    passes = logits(3, 4)
+    with pytest.raises(
+        RuntimeError, match=r"Expected passes to take quantiles of, but got none; .*return_samples=True"
+    ):
+        predict(passes, "raw").quantile(0.5)
+    prediction = predict(passes, "raw", keep_samples=True)
+    for q in (-0.1, 1.1, math.nan, [0.5, 2.0], [[0.5]]):
+        with pytest.raises(ValueError, match="Expected `q` to be one or several probabilities"):
+            prediction.quantile(q)  # type: ignore[arg-type]
+
+
+def test_nan_has_no_quantiles() -> None:
+    passes = logits(3, 4)
+    passes[1, 0, 0] = math.nan
+    assert predict(passes, "raw", keep_samples=True).quantile(0.5).isnan().sum() == 1
+
+
+# What others write to.
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "probabilities", "raw", "gaussian"])
+def test_a_prediction_is_nobody_elses(task: Task) -> None:
+    """Not the model's, which may return one buffer in all passes, nor the sums', nor the user's."""
+    passes = logits(4, 6).softmax(2) if task == "probabilities" else logits(4, 6)
+    expected, statistics, buffer = (
+        predict(passes, task, keep_samples=True),
+        Statistics(task, 1, keep_samples=True),
+        None,
+    )
+    buffer = torch.empty_like(passes[0])
+    for outputs in passes:
+        statistics.update(buffer.copy_(outputs))
+    prediction = statistics.result(buffer)
+    assert buffer.equal(passes[-1])
+    statistics.update(buffer.zero_())
+    prediction.predictive.fill_(7.0)
+    names = [name for name, value in vars(expected).items() if isinstance(value, Tensor) and name != "predictive"]
+    assert {"mean", "variance", "samples", "num_invalid"} <= set(names)
+    for name in names:
+        torch.testing.assert_close(getattr(prediction, name), getattr(expected, name), rtol=0, atol=0)
+
+
+def test_logits_of_the_mean_by_name() -> None:
+    prediction = predict(logits(3, 4), "multiclass")
+    assert prediction.logits.equal(prediction.predictive)
+    filled = replace(prediction, predictive={"logits": prediction.predictive})
+    assert filled.logits.equal(prediction.predictive)
+    for task in ("probabilities", "raw", "gaussian"):
+        with pytest.raises(AttributeError, match=rf'^`logits` is not defined for task="{task}"'):
+            _ = predict(logits(3, 4).softmax(2), task).logits
 
 
 def test_uncertainties_by_name() -> None:

@@ -216,7 +216,7 @@ def lent(layer: nn.Module, p: float) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.125, 0.5])  # both exact in the 16 bits that eager code spends on a coin
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_lent_layer_obeys_the_law_of_the_original(name: str, p: float) -> None:
     for layer in (lent(LAYERS[name].build(0.9), p), LAYERS[name].build(p)):

@@ -1,0 +1,307 @@
+"""One sampled stage, from its start to its end: which calls are sampled, what the step gets, what is logged and said.
+
+Everything that a stage borrows or remembers lives in one object, so that nothing of it can survive the stage. Decisions
+that the ranks must share follow from sums over all of them, made at the end of the epoch, where every rank arrives.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_dropout import log_keys
+from lightning_dropout.callbacks.any_callback import release_of
+from lightning_dropout.callbacks.comparison import Comparison
+from lightning_dropout.callbacks.pass_report import PassReport
+from lightning_dropout.callbacks.patched_forward import PatchedForwards
+from lightning_dropout.callbacks.sampled_rates import base_rates
+from lightning_dropout.sampling.outputs import select
+from lightning_dropout.sampling.prediction import MCPrediction, Statistics
+from lightning_dropout.sampling.reuse import obstacle_of
+from lightning_dropout.sampling.sample import Sampler
+from lightning_dropout.sites import Site, find_sites
+
+if TYPE_CHECKING:
+    from lightning_dropout.callbacks.mc_dropout import MCDropout
+
+__all__ = ["SampledStage", "Stage"]
+
+Stage = Literal["test", "predict", "validate"]
+_STEPS: dict[Stage, str] = {"test": "test_step", "predict": "predict_step", "validate": "validation_step"}
+_DEV_RUN_RATE = 0.1
+_FIRST_TO_LOG_KEYS_OF_LOADERS = (2, 5, 3)  # before, `log` refused a key that names its loader; what it calls did not
+
+
+class SampledStage:
+    """A stage in which ``pl_module`` is sampled.
+
+    Args:
+        settings: The callback, whose arguments say how.
+        trainer: Runs the stage.
+        pl_module: The user's module.
+        stage: Which one.
+
+    Raises:
+        ValueError: If no site matches.
+    """
+
+    def __init__(self, settings: "MCDropout", trainer: Any, pl_module: Any, stage: Stage) -> None:
+        self.settings, self.trainer, self.pl_module, self.stage = settings, trainer, pl_module, stage
+        self.sites = find_sites(pl_module, settings.sites, settings.exclude, settings.kinds)
+        self.samplers: list[Sampler] = []  # one for each module whose call may be sampled
+        self.comparison = self._comparison()
+        self.report = PassReport()
+        self._forwards = PatchedForwards()
+        self._step: tuple[int, int, int] | None = None  # rank, dataloader, batch; None outside a step
+        self._outermost: nn.Module | None = None  # what the step has called
+        self._calls: list[dict[str, MCPrediction]] = []  # of the step, by side
+        self._guarded: set[int] = set()  # dataloaders whose first batch has been checked
+
+    def begin(self) -> None:
+        """Patch the forwards, and the predict step if it is to return uncertainty.
+
+        Raises:
+            ValueError: If ``settings.module`` names nothing that drops, or passes of it cannot be folded.
+        """
+        self._uncompile_step()
+        self.samplers = [self._sampler(target) for target in self._targets()]
+        for sampler in self.samplers:
+            self._forwards.patch(sampler.model, functools.partial(self._sample, sampler))
+        if self.settings.module == "auto":
+            targets = [sampler.model for sampler in self.samplers]
+            for child in self.pl_module.children():
+                if child not in targets and not isinstance(child, Metric) and any(True for _ in child.parameters()):
+                    self._forwards.patch(child, functools.partial(self._pass_by, child))
+        if self.stage == "predict" and self.settings.return_uncertainty:
+            self._forwards.lend(self.pl_module, "predict_step", self._uncertain(self.pl_module.predict_step))
+        if self.stage != "predict":
+            self._say(
+                f"the {self.stage} metrics of {type(self.pl_module).__name__} describe the mean of "
+                f"{self.settings.num_samples} stochastic passes over {len(self.sites)} sites."
+            )
+
+    def end(self) -> None:
+        """Give everything back."""
+        self._forwards.give_back()
+
+    # --- what is sampled --------------------------------------------------------------------------------------------
+
+    def _targets(self) -> list[nn.Module]:
+        places = {id(user.module) for site in self.sites for user in site.users}
+        dropping = {
+            name: part
+            for name, part in self.pl_module.named_modules()
+            if any(id(inner) in places for inner in part.modules())
+        }
+        children = {name: child for name, child in self.pl_module.named_children() if name in dropping}
+        module = self.settings.module
+        if module == "auto":
+            return [self.pl_module, *children.values()]
+        if module not in dropping:
+            raise ValueError(
+                f"Expected `module` to name a part of {type(self.pl_module).__name__} that drops, but got {module!r}; "
+                f'those that do are: {", ".join(children)} ("" is the module itself).'
+            )
+        return [dropping[module]]
+
+    def _sampler(self, target: nn.Module) -> Sampler:
+        parts = {id(part) for part in target.modules()}
+        sampler = Sampler(
+            target,
+            [site for site in self.sites if any(id(user.module) in parts for user in site.users)],
+            num_samples=self.settings.num_samples,
+            task=self.settings.task,
+            class_dim=self.settings.class_dim,
+            masks=self.settings.masks,
+            chunk_size=self.settings.chunk_size,
+            output=self.settings.output,
+        )
+        compiler: Any = getattr(self.pl_module, "_compiler_ctx", None)  # Lightning's, of `torch.compile(module)`
+        if compiler and not sampler.obstacle and self.settings.masks == "independent":
+            # A child, which the compiled step would have taken in.
+            self._forwards.lend(target, "forward", compiler["dynamo_ctx"](target.forward))
+            sampler.obstacle = obstacle_of(target)
+        return sampler
+
+    def _uncompile_step(self) -> None:
+        """Take compiled code from around the sampled calls, where it would break at each."""
+        name = _STEPS[self.stage]
+        original = getattr(vars(self.pl_module).get(name), "_torchdynamo_orig_callable", None)
+        if original is not None:
+            self._forwards.lend(self.pl_module, name, original)
+
+    # --- inside a step ----------------------------------------------------------------------------------------------
+
+    def enter_step(self, rank: int, dataloader_idx: int, batch_idx: int) -> None:
+        """Begin to sample calls."""
+        self._step, self._outermost, self._calls = (rank, dataloader_idx, batch_idx), None, []
+
+    def _sample(
+        self, sampler: Sampler, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if not self._in_step:
+            return original(*args, **kwargs)
+        assert self._step is not None  # noqa: S101  (we are in one)
+        if self._outermost not in (None, sampler.model):
+            self._refuse_second(sampler.model)
+        self._outermost = sampler.model
+        _, dataloader_idx, _ = self._step
+        settings, sides = self.settings, {}
+        if settings.compare and self.comparison is not None:
+            outputs = select(original(*args, **kwargs), settings.output, settings.task, settings.class_dim)
+            statistics = Statistics(settings.task, settings.class_dim)
+            statistics.update(outputs)
+            sides["det"] = statistics.result(outputs)
+        sides["mc"] = prediction = sampler.sample(
+            original,
+            args,
+            kwargs,
+            seed=(settings.seed, *self._step, len(self._calls)),
+            rates=self._rates(sampler.sites),
+            guarded=dataloader_idx not in self._guarded,
+        )
+        self._guarded.add(dataloader_idx)
+        self._calls.append(sides)
+        self.report.add(dataloader_idx, prediction)
+        return prediction.predictive
+
+    def _pass_by(
+        self, child: nn.Module, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call a child that drops nothing: behind the sampled one it would go on with the mean of its features."""
+        if self._in_step and self._outermost not in (None, self.pl_module):
+            self._refuse_second(child)
+        return original(*args, **kwargs)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether a call is one of the step's own; after an error that another callback made worse, none is."""
+        return self._step is not None and not self.trainer.interrupted
+
+    def _refuse_second(self, second: nn.Module) -> None:
+        first, other = (
+            next((name for name, part in self.pl_module.named_modules() if part is module), "")
+            for module in (self._outermost, second)
+        )
+        raise ValueError(
+            f'Expected one module to be called in a step, but got `module="{first}"` and then `module="{other}"`; put '
+            "both into `forward` and call that in the step, or name the one whose output is the prediction with "
+            '`module=` in MCDropout ("" is the module itself).'
+        )
+
+    def _rates(self, sites: Sequence[Site]) -> list[float] | None:
+        # Asked at each call: a scheduler that comes later in the list brings the trained rates back after our start.
+        rates = self.settings.rates
+        if isinstance(rates, float):
+            return [rates] * len(sites)
+        if rates == "trained" and any(site.rate for site in sites):
+            return None
+        base = base_rates(self.trainer, sites)
+        if rates == "trained":
+            if not any(base) and not self.trainer.fast_dev_run:
+                return None  # refused by the sampler, which names the sites
+            # A late start, and the best epoch before it; or one step into a schedule that starts at 0.
+            self._say("the trained rates are all 0 here; sampling at the rates the model was built with.")
+        return base if any(base) or rates == "base" else [_DEV_RUN_RATE] * len(sites)
+
+    def leave_step(self, batch: Any) -> None:
+        """Take what was sampled into the metrics.
+
+        Raises:
+            ValueError: If no call was sampled, or ``labels`` leads to something else.
+        """
+        if self._step is None:
+            return
+        _, dataloader_idx, _ = self._step
+        self._step = None
+        if not self._calls:
+            sites = ", ".join(site.name for site in self.sites[:3]) + (", ..." if len(self.sites) > 3 else "")
+            raise ValueError(
+                f"Expected the {self.stage} step of {type(self.pl_module).__name__} to call the module itself or one "
+                "of its children, but got no call that could be sampled; name the part that the step calls with "
+                f"`module=` in MCDropout (what drops: {sites})."
+            )
+        if self.comparison is not None:
+            labels = self._labels(self.comparison, batch)
+            for sides in self._calls:
+                self.comparison.update(dataloader_idx, sides, labels)
+
+    def _labels(self, comparison: Comparison, batch: Any) -> Tensor | None:
+        if len(self._calls) > 1:
+            self._say("the module is called several times in a step; keys that need labels are left out.")
+            return None
+        labels = comparison.labels(batch, self._calls[0]["mc"])
+        if labels is None and self.settings.task != "raw":
+            self._say("found no labels in the batch; pass `labels=` for accuracy and calibration.")
+        return labels
+
+    # --- what comes out ---------------------------------------------------------------------------------------------
+
+    def _comparison(self) -> Comparison | None:
+        if self.stage == "predict":
+            return None
+        batches = self.trainer.num_test_batches if self.stage == "test" else self.trainer.num_val_batches
+        return Comparison(
+            self.settings.task,
+            self.settings.class_dim,
+            passes={"mc": self.settings.num_samples} | ({"det": 1} if self.settings.compare else {}),
+            labels=self.settings.labels,
+            num_loaders=len(batches),
+            device=self.pl_module.device,
+        )
+
+    def conclude(self) -> None:
+        """Log the metrics and say what the passes were like; every rank calls it."""
+        report = self.report
+        if self.comparison is not None:  # nothing else makes the ranks of a prediction wait for each other
+            values = list(self.comparison.compute())
+            report = report.over_ranks(self.trainer)
+            for dataloader_idx, count in report.invalid.items():
+                values += [(dataloader_idx, "mc", "num_invalid", torch.tensor(float(count)))] * (count > 0)
+            for value in values:
+                self._log(*value)
+        for line in report.lines():
+            self._say(line)
+        if any(report.invalid.values()):
+            warn = warnings.warn if self.comparison is None else rank_zero_warn  # of this rank alone, or of all
+            warn(
+                f"MCDropout: {int(sum(report.invalid.values()))} of {report.outputs} outputs held NaN or infinity; the "
+                "results of their samples are NaN.",
+                stacklevel=2,
+            )
+
+    def _log(self, dataloader_idx: int, side: str, name: str, value: Tensor) -> None:
+        stage = "val" if self.stage == "validate" else self.stage
+        key = log_keys.comparison_key(stage, side, name, dataloader_idx)
+        log = self.pl_module.log
+        if dataloader_idx and release_of(self.trainer) < _FIRST_TO_LOG_KEYS_OF_LOADERS:
+            log = functools.partial(self.trainer._results.log, self.pl_module._current_fx_name)
+        # equal on all ranks, since the metric has synced; the key says which loader
+        log(key, value, sync_dist=True, batch_size=1, add_dataloader_idx=False)
+
+    def _uncertain(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)  # the loop reads the signature
+        def predict_step(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            outputs = original(*args, **kwargs)
+            if not self._calls:
+                return {"prediction": outputs}  # leaving the step raises
+            if len(self._calls) > 1:
+                raise ValueError(
+                    f"Expected one call in a predict step, whose uncertainty it returns, but got {len(self._calls)}; "
+                    "call the module once, or leave `return_uncertainty` out."
+                )
+            prediction = self._calls[0]["mc"]
+            return {"prediction": outputs, "mean": prediction.mean, "std": prediction.std} | prediction.uncertainties()
+
+        return predict_step
+
+    def _say(self, line: str) -> None:
+        """Say a line once per stage, on one rank."""
+        if line not in self.report.said:
+            self.report.said.add(line)
+            rank_zero_info(f"MCDropout: {line}")

@@ -1,0 +1,115 @@
+"""Several passes at a time: the batch, repeated, goes through the model once, and its output is taken apart again.
+
+Pass-major: the first rows are the first pass. Tensors only; nothing here runs a model or draws anything.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_dropout.sampling.masks import Masks
+from lightning_dropout.sampling.structures import filled, is_loss, leaves_of
+from lightning_dropout.sites import Site
+
+__all__ = ["batch_size_of", "check_chunk_size", "fold", "refuse_coins_of_the_batch", "unfold"]
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    """Raise unless ``chunk_size`` is a whole number of at least 1."""
+    if not isinstance(chunk_size, numbers.Integral) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ValueError(
+            f"Expected `chunk_size` to be a whole number of passes, at least 1, but got {chunk_size!r}; "
+            "1 runs the passes one by one."
+        )
+
+
+def refuse_coins_of_the_batch(sites: Sequence[Site], masks: Masks) -> None:
+    """Raise for a site that tosses one coin for the whole batch, or scales by it: folded passes would share it.
+
+    Shared masks know where a pass begins, so only two are left: layer drop, whose coin is tossed outside any layer, and
+    DropBlock, which divides by what it kept of the whole batch.
+    """
+    for site in sites:
+        whole = getattr(site.holder, "mode", None) == "batch" or getattr(site.holder, "shared_over_batch", False)
+        never = site.kind == "layer_drop" or type(site.holder).__name__.startswith("DropBlock")
+        if never or (whole and masks == "independent"):
+            raise ValueError(
+                f"Expected sites that draw for each sample, but got `{site.name}`, which drops for the whole batch, so "
+                "that passes folded into the batch would share its mask; leave `chunk_size` out."
+            )
+
+
+def batch_size_of(inputs: Any) -> int:
+    """Return the first dimension of the first tensor in ``inputs``, in any nesting, that has one.
+
+    Example:
+        >>> import torch
+        >>> batch_size_of(({"tokens": torch.ones(8, 16)},))
+        8
+    """
+    size = next((leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if size is None:
+        raise ValueError(
+            "Expected a tensor with a batch dimension among the inputs, but got none, so that `chunk_size` above 1 and "
+            '`masks="shared"` cannot know the batch; leave both out.'
+        )
+    return size
+
+
+def fold(inputs: Any, size: int, folds: int) -> Any:
+    """Repeat ``folds`` times every tensor in ``inputs`` whose first dimension is the batch, of ``size`` samples.
+
+    Example:
+        >>> import torch
+        >>> fold((torch.tensor([1, 2]), 0.5), size=2, folds=2)
+        (tensor([1, 2, 1, 2]), 0.5)
+    """
+    if folds == 1:
+        return inputs
+
+    def repeat(leaf: Any) -> Any:
+        return leaf.repeat(folds, *[1] * (leaf.ndim - 1)) if _has_rows(leaf, size) else leaf
+
+    return tree_map(repeat, inputs)
+
+
+def unfold(outputs: Any, size: int, folds: int) -> list[Any]:
+    """Return the outputs of the single passes.
+
+    Raises:
+        ValueError: If no tensor in ``outputs`` has the rows of all passes, or a loss has taken them together.
+
+    Example:
+        >>> import torch
+        >>> unfold(torch.tensor([1, 2, 3, 4]), size=2, folds=2)
+        [tensor([1, 2]), tensor([3, 4])]
+    """
+    if folds == 1:
+        return [outputs]
+    rows = size * folds
+    leaves = leaves_of(outputs)
+    loss = next((path for path, leaf in leaves.items() if is_loss(path) and isinstance(leaf, Tensor)), None)
+    if loss is not None and not _has_rows(leaves[loss], rows):
+        raise ValueError(
+            f"Expected outputs that can be told apart by pass, but got `{loss}`, one loss for {folds} folded passes; "
+            "call the model without labels, or leave `chunk_size` out."
+        )
+    if not any(_has_rows(leaf, rows) for leaf in leaves.values()):
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves.values()]
+        raise ValueError(
+            f"Expected an output with {rows} rows, {size} for each of {folds} folded passes, but got {shapes}; "
+            "leave `chunk_size` out."
+        )
+
+    def part(start: int) -> Any:
+        cut = {path: leaf[start : start + size] if _has_rows(leaf, rows) else leaf for path, leaf in leaves.items()}
+        return filled(outputs, cut)
+
+    return [part(start) for start in range(0, rows, size)]
+
+
+def _has_rows(leaf: Any, rows: int) -> TypeGuard[Tensor]:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == rows
