@@ -21,7 +21,7 @@ from lightning_dropout.data import DigitsDataModule
 with initialize_config_module("lightning_dropout.conf", version_base="1.3"):
     for experiment in sys.argv[2:]:
         cfg = compose("train", [f"experiment={experiment}"])
-        assert cfg.model._target_.startswith("lightning_dropout.models.")
+        assert cfg.model._target_.startswith(("lightning_dropout.models.", "torch.nn."))
     assert compose("evaluate").stage == "test"
 assert DigitsDataModule().num_classes == 10
 (wheel,) = importlib.metadata.distributions(path=[sys.argv[1]])
