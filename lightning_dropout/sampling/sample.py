@@ -20,7 +20,7 @@ from lightning_dropout.sampling.activation import dropping
 from lightning_dropout.sampling.folding import batch_size_of, check_chunk_size, fold, refuse_coins_of_the_batch, unfold
 from lightning_dropout.sampling.masks import Masks, SharedMasks, check_masks, fast_masks
 from lightning_dropout.sampling.outputs import Rest, check_output
-from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_outputs, check_task
+from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_task
 from lightning_dropout.sampling.reuse import PrefixReuse, Reuse, obstacle_of
 from lightning_dropout.sampling.witness import Witness, same_values
 from lightning_dropout.sites import Kind, Site, find_sites, sites_of
@@ -215,7 +215,7 @@ class Sampler:
                     counts = number < self.num_samples
                     values = rest.update(outputs) if counts else rest.select(outputs)
                     if first is None:
-                        first = check_outputs(values, self.task, self.class_dim)
+                        first = values
                     elif not differs:
                         differs = not _equal(first, values)
                     if counts:
@@ -272,7 +272,10 @@ class _Batch:
     @property
     def reuse(self) -> Reuse:
         """What prefix reuse has saved."""
-        return Reuse(note=self._sampler.obstacle) if self._prefix is None else self._prefix.report
+        if self._prefix is None:
+            return Reuse(note=self._sampler.obstacle)
+        report = self._prefix.report
+        return dataclasses.replace(report, passes=report.passes * self._sampler.chunk_size)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -162,7 +162,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert run_two_ranks(tmp_path / "second", "with") == (one, other)
 
     # Monte-Carlo dropout: masks of its own on each rank, one result
-    assert len({tuple(mask) for mask in one["tested"]}) == 2 * 3  # one pass is replayed, to see that this changes nothing
+    # One pass is run twice, to see that reuse changes nothing.
+    assert len({tuple(mask) for mask in one["tested"]}) == 2 * 3
     assert not [mask for mask in one["tested"] if mask in other["tested"]]
     assert one["metrics"] == other["metrics"]
     assert one["metrics"]["test/mc/accuracy"] * 16 == pytest.approx(round(one["metrics"]["test/mc/accuracy"] * 16))

@@ -854,6 +854,14 @@ def test_every_pass_of_every_chunk_counts_once(chunk_size: int) -> None:
     torch.testing.assert_close(prediction.mean, prediction.samples.mean(0))
 
 
+def test_reuse_counts_passes_and_not_chunks() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)).eval(), torch.randn(5, 8)
+    for _ in range(2):  # in the first call one pass is compared instead of reused
+        reuse = mc_sample(model, x, num_samples=13, chunk_size=3, task="raw").reuse
+    assert reuse is not None
+    assert (reuse.passes, reuse.note) == (9, "")  # one chunk is watched, the last one is too small
+
+
 class Pair(nn.Module):
     """Two inputs and a constant that is no batch; two outputs."""
 
