@@ -22,7 +22,6 @@ from lightning_dropout.callbacks.patched_forward import PatchedForwards
 from lightning_dropout.callbacks.sampled_rates import base_rates
 from lightning_dropout.sampling.outputs import select
 from lightning_dropout.sampling.prediction import MCPrediction, Statistics
-from lightning_dropout.sampling.reuse import obstacle_of
 from lightning_dropout.sampling.sample import Sampler
 from lightning_dropout.sites import Site, find_sites
 
@@ -125,7 +124,7 @@ class SampledStage:
         if compiler and not sampler.obstacle and self.settings.masks == "independent":
             # A child, which the compiled step would have taken in.
             self._forwards.lend(target, "forward", compiler["dynamo_ctx"](target.forward))
-            sampler.obstacle = obstacle_of(target)
+            sampler.look_at_compilation()
         return sampler
 
     def _uncompile_step(self) -> None:

@@ -23,7 +23,7 @@ from lightning_dropout.sampling.outputs import Rest, check_output
 from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_task
 from lightning_dropout.sampling.reuse import PrefixReuse, Reuse, obstacle_of
 from lightning_dropout.sampling.witness import Witness, same_values
-from lightning_dropout.sites import Kind, Site, find_sites, sites_of
+from lightning_dropout.sites import Kind, Site, compiled_roots, find_sites, sites_of
 
 __all__ = ["DEFAULT_KINDS", "Sampler", "check_num_samples", "mc_sample"]
 
@@ -170,9 +170,14 @@ class Sampler:
         asked = {site.key for site in sites}
         self._others = [site for site in sites_of(model, strict=False) if site.key not in asked]
         self.generators = generators_of(model.modules())
-        self.obstacle = obstacle_of(model)
+        self.look_at_compilation()
         if self.chunk_size > 1:
             refuse_coins_of_the_batch(sites, masks)
+
+    def look_at_compilation(self) -> None:
+        """Take note of what is compiled; for whoever compiles a part of the model after construction."""
+        self.compiled = bool(compiled_roots(self.model))
+        self.obstacle = obstacle_of(self.model)
 
     def sample(
         self,
@@ -286,7 +291,7 @@ class _Batch:
                 # One thinned network for all batches: nothing but the first part of the seed may count.
                 self._seed = self._seed[:1]
                 self._shared = stack.enter_context(SharedMasks(sampler.model, sampler.sites, self._seed[0]))
-            elif not sampler.obstacle:  # another `forward` would void the graphs of compiled code
+            elif not sampler.compiled:  # another `forward` would void the graphs of compiled code
                 stack.enter_context(fast_masks(sampler.sites))
             if sampler.num_samples > sampler.chunk_size and not sampler.obstacle:
                 self._prefix = PrefixReuse(sampler.model, sampler.sites, self.generators)

@@ -58,7 +58,8 @@ class Witness:
             if not same_values(holder.get(name), copy):
                 raise RuntimeError(
                     f"Expected passes that change nothing, but got a changed {what} (put back); call `model.eval()` "
-                    "before sampling, so that normalisation layers use what they have learned."
+                    "before sampling, so that normalisation layers use what they have learned, and call the model once "
+                    "if it fills a cache in its first forward."
                 )
         if not all(same_values(tensor, copy) for tensor, copy in self._inputs):
             raise RuntimeError(

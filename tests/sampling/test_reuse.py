@@ -26,7 +26,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lightning_dropout.nn import Dropout
-from lightning_dropout.sampling import MCPrediction, mc_sample, reuse
+from lightning_dropout.sampling import MCPrediction, mc_sample, record, reuse
 from lightning_dropout.sampling.activation import dropping
 from lightning_dropout.sampling.reuse import PrefixReuse, Reuse, obstacle_of
 from lightning_dropout.sites import find_sites, register_adapter
@@ -1415,17 +1415,17 @@ def ignore(*_: Any) -> None: ...
 
 def out_of_order(self: Any, event: Any) -> Any:
     kept = list(self._given.values())
-    leaves = [kept[0] if type(leaf) is reuse._Position else leaf for leaf in event.leaves]
+    leaves = [kept[0] if type(leaf) is record._Position else leaf for leaf in event.leaves]
     return leaves[0] if event.spec is None else leaves
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
-    "copies that are none": (reuse, "_copies", dict, "in_place_after"),
-    "changes overlooked": (reuse._Record, "_note_changes", ignore, "in_place_after"),
-    "changes overlooked later": (reuse._Record, "_note_changes", ignore, "in_place_in_later_batches_only"),
-    "counters not read": (reuse, "_versions", lambda tensors, but: {}, "in_place_in_later_batches_only"),
-    "values not read": (reuse, "same_values", lambda one, other: True, "in_place_behind_the_counter"),
-    "outputs in the wrong order": (reuse._Record, "_give_out", out_of_order, "structures"),
+    "copies that are none": (record, "_copies", dict, "in_place_after"),
+    "changes overlooked": (record.Record, "_note_changes", ignore, "in_place_after"),
+    "changes overlooked later": (record.Record, "_note_changes", ignore, "in_place_in_later_batches_only"),
+    "counters not read": (record, "_versions", lambda tensors, but: {}, "in_place_in_later_batches_only"),
+    "values not read": (record, "same_values", lambda one, other: True, "in_place_behind_the_counter"),
+    "outputs in the wrong order": (record.Record, "_give_out", out_of_order, "structures"),
     "no comparison": (reuse, "_same", lambda one, other: True, "left_by_a_module_and_changed"),
     "no comparison of unknown classes": (
         reuse,
@@ -1433,9 +1433,9 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         lambda one, other: not isinstance(one, Tensor) or torch.equal(one, other),
         "something_else_in_an_unknown_class",
     ),
-    "hidden draws overlooked": (reuse._Record, "_has_drawn", lambda self: False, "hidden_in_python"),
+    "hidden draws overlooked": (record.Record, "_has_drawn", lambda self: False, "hidden_in_python"),
     "hidden draws not searched": (reuse, "_MAX_WATCHED", 1, "hidden_in_python"),
-    "arguments taken for values": (reuse, "_is_value", lambda argument: True, "a_list_to_write_into"),
+    "arguments taken for values": (record, "_is_value", lambda argument: True, "a_list_to_write_into"),
 }
 
 
