@@ -147,7 +147,8 @@ class SharedMasks:
                 'Expected a model on one thread for `masks="shared"`, but got DataParallel, whose replicas cannot '
                 "share a mask; sample the module inside it."
             )
-        self._model, self._seed = model, seed
+        self.seed = seed
+        self._compiled = bool(compiled_roots(model))
         self._users = {id(user.module): user.module for site in sites for user in site.users}
         # The first of a module's places, since it may have several.
         self._names = {
@@ -168,7 +169,7 @@ class SharedMasks:
 
     def __enter__(self) -> "SharedMasks":
         with ExitStack() as stack:
-            if compiled_roots(self._model):
+            if self._compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for module in self._users.values():
                 drops = isinstance(module, nn.Dropout | Dropout) and _runs_code_of(module, nn.Dropout, Dropout)
@@ -295,7 +296,7 @@ class SharedMasks:
         generator = self._own_generators[x.device]
         draws = []
         for number in self._passes:
-            generator.manual_seed(derive_seed(self._seed, number, name, self._calls[id(module)], *shape))
+            generator.manual_seed(derive_seed(self.seed, number, name, self._calls[id(module)], *shape))
             draws.append(fill(torch.empty(shape, dtype=dtype, device=x.device), generator))
         return (x, draws[0]) if split is None else split.beside(x, draws)
 

@@ -178,6 +178,13 @@ class Sampler:
         """Take note of what is compiled; for whoever compiles a part of the model after construction."""
         self.compiled = bool(compiled_roots(self.model))
         self.obstacle = obstacle_of(self.model)
+        self._shared: SharedMasks | None = None
+
+    def shared_masks(self, seed: int) -> SharedMasks:
+        """Return the masks of ``seed``; the same object for batch after batch, since it looks through the model."""
+        if self._shared is None or self._shared.seed != seed:
+            self._shared = SharedMasks(self.model, self.sites, seed)
+        return self._shared
 
     def sample(
         self,
@@ -290,7 +297,7 @@ class _Batch:
             if sampler.masks == "shared":
                 # One thinned network for all batches: nothing but the first part of the seed may count.
                 self._seed = self._seed[:1]
-                self._shared = stack.enter_context(SharedMasks(sampler.model, sampler.sites, self._seed[0]))
+                self._shared = stack.enter_context(sampler.shared_masks(self._seed[0]))
             elif not sampler.compiled:  # another `forward` would void the graphs of compiled code
                 stack.enter_context(fast_masks(sampler.sites))
             if sampler.num_samples > sampler.chunk_size and not sampler.obstacle:

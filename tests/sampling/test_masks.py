@@ -319,7 +319,7 @@ class OneMaskForAllFolds(SharedMasks):
 class BySizeOfTheBatch(SharedMasks):
     def begin(self, number: int, batch_size: int, folds: int = 1) -> None:
         super().begin(number, batch_size, folds)
-        self._seed = batch_size
+        self.seed = batch_size
 
 
 class FoldsMixed(SharedMasks):
