@@ -3,7 +3,8 @@ r"""What T passes cost: ``mc_sample``, the loop that people write and three othe
 ``python scripts/benchmarks/mc_dropout.py`` times all ways to get mean and variance of T stochastic passes, in turns and
 each time on another batch. The floor is written by hand for each model: what comes before the first random draw runs
 once, the rest T times. Then peak memory, compiled models, and what ``MCDropout`` adds to ``trainer.test``.
-``--device cuda`` runs the same on a GPU, ``--json FILE`` writes all numbers, ``--quick`` only shows that it runs.
+``--device cuda --scale 16`` runs the same on a GPU, ``--json FILE`` writes all numbers, ``--quick`` only shows that it
+runs.
 
 Peers that are not installed are skipped. They ask for other versions of what is here, so put them into a folder of
 their own, without what they depend on::
@@ -575,7 +576,9 @@ def callback(options: argparse.Namespace) -> list[Record]:
 
 def shrunk(case: Case, options: argparse.Namespace) -> Case:
     """Return the case, or one that takes no time."""
-    return replace(case, batch_size=2, num_samples=4) if options.quick else case
+    if options.quick:
+        return replace(case, batch_size=2, num_samples=4)
+    return replace(case, batch_size=case.batch_size * options.scale)
 
 
 def main() -> None:
@@ -584,6 +587,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=PARTS, help=", ".join(PARTS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--scale", type=int, default=1, help="batches so many times as large; a GPU idles at the default"
+    )
     parser.add_argument("--max-rows", type=int, default=8192, help="the largest batch that passes are folded into")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--quick", action="store_true", help="tiny batches and few passes: nothing to quote")
