@@ -165,6 +165,11 @@ class MCDropout(AnyCallback):
     def _begin(self, trainer: Any, pl_module: Any, stage: Stage) -> None:
         self._end()
         if stage in self.stages:
+            if any(isinstance(other, MCDropout) and other._running is not None for other in trainer.callbacks):
+                raise ValueError(
+                    f'Expected one MCDropout for the stage "{stage}", but got two, of which one would sample the means '
+                    "of the other; give them different `stages`, or leave one out."
+                )
             self._running = SampledStage(self, trainer, pl_module, stage)
             self._running.begin()
 

@@ -20,6 +20,7 @@ from lightning_dropout.callbacks.comparison import Comparison
 from lightning_dropout.callbacks.pass_report import PassReport
 from lightning_dropout.callbacks.patched_forward import PatchedForwards
 from lightning_dropout.callbacks.sampled_rates import base_rates
+from lightning_dropout.sampling.activation import resting
 from lightning_dropout.sampling.outputs import select
 from lightning_dropout.sampling.prediction import MCPrediction, Statistics
 from lightning_dropout.sampling.sample import Sampler
@@ -152,7 +153,9 @@ class SampledStage:
         _, dataloader_idx, _ = self._step
         settings, sides = self.settings, {}
         if settings.compare and self.comparison is not None:
-            outputs = select(original(*args, **kwargs), settings.output, settings.task, settings.class_dim)
+            with resting(sampler.sites):
+                plain = original(*args, **kwargs)
+            outputs = select(plain, settings.output, settings.task, settings.class_dim)
             statistics = Statistics(settings.task, settings.class_dim)
             statistics.update(outputs)
             sides["det"] = statistics.result(outputs)

@@ -11,7 +11,7 @@ import torch
 
 from lightning_dropout.sites import Site
 
-__all__ = ["dropping"]
+__all__ = ["dropping", "resting"]
 
 
 @contextmanager
@@ -50,4 +50,24 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None, quiet:
             site.rate = rate
         for site in quiet:
             site.rate = 0.0
+        yield
+
+
+@contextmanager
+def resting(sites: Sequence[Site]) -> Iterator[None]:
+    """Keep ``sites`` from dropping until the block is left, also where somebody has switched them on by hand.
+
+    Example:
+        >>> from lightning_dropout.sites import find_sites
+        >>> model = torch.nn.Sequential(torch.nn.Dropout(0.5)).train()
+        >>> with resting(find_sites(model)):
+        ...     model(torch.ones(3))
+        tensor([1., 1., 1.])
+        >>> model[0].training
+        True
+    """
+    with ExitStack() as stack:
+        for owner in {id(owner): owner for site in sites for owner in site.owners}.values():
+            stack.callback(setattr, owner, "training", owner.training)
+            owner.training = False
         yield

@@ -220,19 +220,20 @@ class Sampler:
             stack.enter_context(batch.prepared())
             while number < self.num_samples or not (differs or number >= self.num_samples + _EXTRA_DRAWS):
                 for outputs in batch.run(number):
-                    if rest is None:
-                        if witness is not None:
-                            witness.check()
-                        rest = Rest(outputs, self.output, self.task, self.class_dim, batch.inputs)
-                    counts = number < self.num_samples
-                    values = rest.update(outputs) if counts else rest.select(outputs)
-                    if first is None:
-                        first = values
-                    elif not differs:
-                        differs = not _equal(first, values)
-                    if counts:
-                        statistics.update(values)
-                    number += 1
+                    with torch.no_grad():  # a step that computes gradients has no use for those of every pass
+                        if rest is None:
+                            if witness is not None:
+                                witness.check()
+                            rest = Rest(outputs, self.output, self.task, self.class_dim, batch.inputs)
+                        counts = number < self.num_samples
+                        values = rest.update(outputs) if counts else rest.select(outputs)
+                        if first is None:
+                            first = values
+                        elif not differs:
+                            differs = not _equal(first, values)
+                        if counts:
+                            statistics.update(values)
+                        number += 1
         assert first is not None  # noqa: S101  (num_samples is at least 1)
         assert rest is not None  # noqa: S101
         if not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN

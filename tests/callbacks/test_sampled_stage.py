@@ -564,3 +564,63 @@ def test_ranks(tmp_path: Path) -> None:
     *_, second_last, last = (tmp_path / "2" / "said.txt").read_text().split("MCDropout: the test metrics of")
     assert "found no labels in the batch" in second_last  # though the rank that speaks has found some
     assert "found no labels in the batch" not in last
+
+
+# --- what others do in the stage ------------------------------------------------------------------------------------
+
+
+class WakesByHand(Module):
+    """Somebody's own Monte-Carlo dropout."""
+
+    def on_test_start(self) -> None:
+        for layer in self.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.train()
+
+
+def check_plain_side_is_plain(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
+    results = []
+    for seed in range(2):
+        torch.manual_seed(0)
+        module = WakesByHand()
+        torch.manual_seed(seed)
+        results.append(make_trainer(MCDropout(T, task="multiclass")).test(module, loader, verbose=False)[0])
+    assert results[0] == results[1]
+
+
+def test_the_plain_side_drops_nothing_whoever_woke_the_layers(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_plain_side_is_plain(make_trainer, loader)
+
+    @contextmanager
+    def as_they_are(sites: Any) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(sampled_stage, "resting", as_they_are)  # a planted bug
+    with pytest.raises(AssertionError):
+        check_plain_side_is_plain(make_trainer, loader)
+
+
+def test_two_callbacks_for_one_stage_are_refused(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
+    one, other = MCDropout(T, task="multiclass"), MCDropout(T, task="multiclass", seed=1)
+    module = Module()
+    with pytest.raises(ValueError, match='Expected one MCDropout for the stage "test", but got two'):
+        make_trainer(one, other).test(module, loader, verbose=False)
+    assert "forward" not in vars(module)
+    other = MCDropout(T, task="multiclass", stages=["predict"])
+    assert make_trainer(one, other).test(module, loader, verbose=False)[0]["test/mc/entropy"] > 0.0
+
+
+class Differentiates(Module):
+    """A step that looks at gradients, as adversarial tests do."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self.seen.append(self(batch[0].clone().requires_grad_()))
+
+
+def test_a_step_with_gradients_keeps_those_of_no_pass(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
+    module = Differentiates()
+    make_trainer(MCDropout(T, task="multiclass")).test(module, loader, verbose=False)
+    assert not any(outputs.requires_grad for outputs in module.seen)
