@@ -4,14 +4,16 @@ The flags of the owners are assigned, never ``module.train()``, which would wake
 too. Everything borrowed here (flags, rates, in-place flags, torch's fast path) is given back in ``finally``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_dropout.sites import Site
 
-__all__ = ["dropping", "resting"]
+__all__ = ["dropping", "lend_forward", "resting"]
 
 
 @contextmanager
@@ -71,3 +73,23 @@ def resting(sites: Sequence[Site]) -> Iterator[None]:
             stack.callback(setattr, owner, "training", owner.training)
             owner.training = False
         yield
+
+
+def lend_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let ``module`` run ``forward`` until ``stack`` is closed; one that it holds itself is then back.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> with ExitStack() as stack:
+        ...     lend_forward(stack, layer, lambda x: "lent")
+        ...     layer(1)
+        'lent'
+        >>> "forward" in vars(layer)
+        False
+    """
+    held = vars(module)
+    if "forward" in held:
+        stack.callback(held.__setitem__, "forward", held["forward"])
+    else:
+        stack.callback(held.pop, "forward", None)
+    held["forward"] = forward

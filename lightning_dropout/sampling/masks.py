@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dropout.nn import Dropout, functional
 from lightning_dropout.randomness import derive_seed, generators_of, random_states
+from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sites import Site, compiled_roots
 
 __all__ = ["Masks", "SharedMasks", "check_masks", "fast_masks"]
@@ -58,21 +59,12 @@ def fast_masks(sites: Sequence[Site]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in layers.values():
             if not compiled_roots(layer):
-                _lend(stack, layer, _fast_forward(layer))
+                lend_forward(stack, layer, _fast_forward(layer))
         yield
 
 
 def _runs_code_of(module: object, *classes: type) -> bool:
     return type(module) in classes and "forward" not in vars(module)
-
-
-def _lend(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    held = vars(module)
-    if "forward" in held:
-        stack.callback(held.__setitem__, "forward", held["forward"])
-    else:
-        stack.callback(held.pop, "forward")
-    held["forward"] = forward
 
 
 def _fast_forward(layer: nn.Dropout) -> Callable[[Tensor], Tensor]:
@@ -173,7 +165,7 @@ class SharedMasks:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for module in self._users.values():
                 drops = isinstance(module, nn.Dropout | Dropout) and _runs_code_of(module, nn.Dropout, Dropout)
-                _lend(stack, module, self._dropping(module) if drops else self._watched(module))
+                lend_forward(stack, module, self._dropping(module) if drops else self._watched(module))
             self._stack = stack.pop_all()
         return self
 

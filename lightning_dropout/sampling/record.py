@@ -26,6 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from torch.utils.weak import TensorWeakRef
 
 from lightning_dropout.randomness import random_states
+from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sampling.witness import same_values
 from lightning_dropout.sites.observation import drop_rate
 
@@ -59,7 +60,6 @@ _DRAWS = frozenset(
 )
 PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _WATCHING = -1
-_ABSENT = object()
 
 
 @dataclass
@@ -347,12 +347,7 @@ class Record(TorchFunctionMode):
         return output
 
     def _lend_forward(self, module: nn.Module, stack: ExitStack) -> None:
-        original, held = module.forward, vars(module)
-        before = held.get("forward", _ABSENT)
-        if before is _ABSENT:
-            stack.callback(held.pop, "forward", None)
-        else:
-            stack.callback(held.__setitem__, "forward", before)
+        original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == self._thread:
@@ -362,7 +357,7 @@ class Record(TorchFunctionMode):
                     return self._give_out(self._take(module))
             return original(*args, **kwargs)  # maybe watched inside: called as `forward`, or with a list to write into
 
-        held["forward"] = forward
+        lend_forward(stack, module, forward)
 
     def _replay_function(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._next == len(self._events):
