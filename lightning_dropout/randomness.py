@@ -1,7 +1,8 @@
 """Randomness: where a pass gets its seed, and how nobody else notices what is drawn.
 
 ``torch``'s dropout draws from the global generators and takes no generator of its own, so a pass seeds the global ones
-and gives them back as they were. Python's and numpy's are treated alike, since layers exist that draw from them.
+and gives them back as they were. Python's and numpy's are treated alike, since layers exist that draw from them, and so
+are generators that modules hold for themselves.
 """
 
 import ctypes
@@ -15,19 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "OwnGenerator",
     "derive_seed",
     "generators_of",
     "isolated_generators",
     "isolated_randomness",
     "numpy_state",
+    "own_generators_of",
+    "own_states",
     "random_states",
     "seed_everywhere",
     "torch_states",
 ]
 
 _MT19937_BYTES = 2500  # 624 words and a position
+
+OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def derive_seed(*parts: int) -> int:
@@ -50,14 +57,27 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
-def seed_everywhere(seed: int, generators: Sequence[torch.Generator] | None = None) -> None:
-    """Seed numpy's and Python's global generators, and torch's: those of all devices, or only ``generators``."""
+def seed_everywhere(
+    seed: int, generators: Sequence[torch.Generator] | None = None, own: Sequence[OwnGenerator] = ()
+) -> None:
+    """Seed numpy's and Python's global generators, and torch's: those of all devices, or only ``generators``.
+
+    Those of modules (``own``) get other seeds, each its own: with one and the same, two layers would draw one mask.
+    """
     if generators is None:
         torch.manual_seed(seed)
     for generator in generators or ():
         generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (layers that draw from numpy use the global state)
     random.seed(seed)
+    for index, each in enumerate(own):
+        part = derive_seed(seed, index)
+        if isinstance(each, torch.Generator):
+            each.manual_seed(part)
+        elif isinstance(each, np.random.Generator):
+            each.bit_generator.state = type(each.bit_generator)(part).state
+        else:
+            each.seed(part % 2**32)  # numpy's former generator takes 32 bits only
 
 
 def isolated_randomness(model: nn.Module) -> AbstractContextManager[None]:
@@ -66,17 +86,52 @@ def isolated_randomness(model: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def isolated_generators(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Give torch's ``generators``, numpy's and Python's back as they were."""
-    states = [generator.get_state() for generator in generators]
+def isolated_generators(generators: Sequence[torch.Generator], own: Sequence[OwnGenerator] = ()) -> Iterator[None]:
+    """Give torch's ``generators``, those of modules, numpy's and Python's back as they were."""
+    states = [(each, _state(each)) for each in (*generators, *own)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        for each, state in states:
+            _give_back(each, state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _state(generator: OwnGenerator) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
+
+
+def _give_back(generator: OwnGenerator, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list[OwnGenerator]:
+    """Return the generators that modules hold in an attribute, or in a list or dictionary there, and those in a call.
+
+    Python's ``SystemRandom`` is none of them, since nothing can seed it.
+
+    Example:
+        >>> layer = nn.Identity()
+        >>> layer.noise = [torch.Generator(), random.SystemRandom()]
+        >>> own_generators_of([layer])
+        [<torch._C.Generator object at 0x...>]
+    """
+    held = (leaf for module in modules for leaf in tree_leaves([*vars(module).values()]))
+    found = (
+        each
+        for each in (*held, *tree_leaves(inputs))
+        if isinstance(each, OwnGenerator) and not isinstance(each, random.SystemRandom)
+    )
+    return [*{id(each): each for each in found}.values()]
 
 
 def generators_of(modules: Iterable[nn.Module], inputs: Iterable[object] = ()) -> list[torch.Generator]:
@@ -106,6 +161,11 @@ def random_states(generators: Sequence[torch.Generator]) -> tuple[object, ...]:
     return torch_states(generators), numpy_state(), random.getstate()
 
 
+def own_states(own: Sequence[OwnGenerator]) -> Sequence[object]:
+    """Return the states of modules' own generators in a form that can be compared."""
+    return [_comparable_state(each) for each in own]
+
+
 def torch_states(generators: Sequence[torch.Generator]) -> Sequence[bytes]:
     """Return what the states of torch's ``generators`` hold."""
     return [generator.get_state().numpy().tobytes() for generator in generators]
@@ -113,7 +173,19 @@ def torch_states(generators: Sequence[torch.Generator]) -> Sequence[bytes]:
 
 def numpy_state() -> object:
     """Return what the state of numpy's global generator holds."""
-    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    return _bits(np.random.get_bit_generator())  # type: ignore[attr-defined]
+
+
+def _comparable_state(generator: OwnGenerator) -> object:
+    if isinstance(generator, torch.Generator):
+        return torch_states([generator])
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    own: Any = generator
+    return _bits(own.bit_generator if isinstance(generator, np.random.Generator) else own._bit_generator)
+
+
+def _bits(generator: Any) -> object:
     if isinstance(generator, np.random.MT19937):  # its `state` takes 40 µs to build, its memory none
         return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
     return repr(generator.state)

@@ -19,6 +19,8 @@ from lightning_dropout.randomness import (
     isolated_generators,
     isolated_randomness,
     numpy_state,
+    own_generators_of,
+    own_states,
     random_states,
     seed_everywhere,
     torch_states,
@@ -224,3 +226,51 @@ def test_another_bit_generator_of_numpys_global_one_is_watched_too() -> None:
         assert numpy_state() != before
     finally:
         np.random.set_bit_generator(usual)  # type: ignore[attr-defined]
+
+
+# Generators that modules hold.
+
+
+OWN: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "torch": (lambda: torch.Generator().manual_seed(1), lambda own: torch.rand((), generator=own).item()),
+    "numpy": (lambda: np.random.default_rng(1), lambda own: own.random()),
+    "numpy, Mersenne": (lambda: np.random.Generator(np.random.MT19937(1)), lambda own: own.random()),
+    "numpy of old": (lambda: np.random.RandomState(1), lambda own: own.rand()),
+    "random": (lambda: random.Random(1), lambda own: own.random()),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_generators_are_seeded_each_for_itself_and_given_back(name: str) -> None:
+    make, draw = OWN[name]
+    own = [make(), make()]
+    untouched = make()
+    before = own_states(own)
+    draws = []
+    with isolated_generators([], own):
+        for seed in (5, 5, 6, 2**63 - 1):
+            seed_everywhere(seed, [], own)
+            draws.append([draw(each) for each in own])
+            assert own_states(own) != before
+    assert own_states(own) == before
+    assert [draw(each) for each in own] == [draw(untouched)] * 2
+    assert draws[0] == draws[1]
+    assert len({*itertools.chain(*draws)}) == 6, "other seeds, and other generators, draw other numbers"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_draw_of_an_own_generator_is_seen(name: str) -> None:
+    make, draw = OWN[name]
+    own = [make(), make()]
+    before = own_states(own)
+    assert own_states(own) == before, "looking is no draw"
+    draw(own[1])
+    assert [one != other for one, other in zip(own_states(own), before, strict=True)] == [False, True]
+
+
+def test_own_generators_are_found_at_any_place_once() -> None:
+    layer, other = nn.Identity(), nn.Identity()
+    one, two, three = torch.Generator(), np.random.default_rng(), random.Random(0)
+    layer.one, layer.again, layer.more = one, one, {"two": [two], "secret": random.SystemRandom()}
+    other.one = one
+    assert own_generators_of([layer, other], {"g": [three]}) == [one, two, three]

@@ -21,6 +21,7 @@ from lightning_dropout.callbacks.pass_report import PassReport
 from lightning_dropout.callbacks.patched_forward import PatchedForwards
 from lightning_dropout.callbacks.sampled_rates import base_rates
 from lightning_dropout.sampling.activation import resting
+from lightning_dropout.sampling.inputs import copied
 from lightning_dropout.sampling.outputs import select
 from lightning_dropout.sampling.prediction import MCPrediction, Statistics
 from lightning_dropout.sampling.sample import Sampler
@@ -154,7 +155,8 @@ class SampledStage:
         settings, sides = self.settings, {}
         if settings.compare and self.comparison is not None:
             with resting(sampler.sites):
-                plain = original(*args, **kwargs)
+                own_args, own_kwargs = copied((args, kwargs))
+                plain = original(*own_args, **own_kwargs)
             outputs = select(plain, settings.output, settings.task, settings.class_dim)
             statistics = Statistics(settings.task, settings.class_dim)
             statistics.update(outputs)

@@ -1,20 +1,20 @@
 """Several passes at a time: the batch, repeated, goes through the model once, and its output is taken apart again.
 
-Pass-major: the first rows are the first pass. Tensors only; nothing here runs a model or draws anything.
+Pass-major: the first rows are the first pass. Nothing here runs a model or draws anything.
 """
 
 import numbers
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_dropout.sampling.inputs import has_rows
 from lightning_dropout.sampling.masks import Masks
 from lightning_dropout.sampling.structures import filled, is_loss, leaves_of
 from lightning_dropout.sites import Site
 
-__all__ = ["batch_size_of", "check_chunk_size", "fold", "refuse_coins_of_the_batch", "unfold"]
+__all__ = ["check_chunk_size", "refuse_coins_of_the_batch", "unfold"]
 
 
 def check_chunk_size(chunk_size: int) -> None:
@@ -42,40 +42,6 @@ def refuse_coins_of_the_batch(sites: Sequence[Site], masks: Masks) -> None:
             )
 
 
-def batch_size_of(inputs: Any) -> int:
-    """Return the first dimension of the first tensor in ``inputs``, in any nesting, that has one.
-
-    Example:
-        >>> import torch
-        >>> batch_size_of(({"tokens": torch.ones(8, 16)},))
-        8
-    """
-    size = next((leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
-    if size is None:
-        raise ValueError(
-            "Expected a tensor with a batch dimension among the inputs, but got none, so that `chunk_size` above 1 and "
-            '`masks="shared"` cannot know the batch; leave both out.'
-        )
-    return size
-
-
-def fold(inputs: Any, size: int, folds: int) -> Any:
-    """Repeat ``folds`` times every tensor in ``inputs`` whose first dimension is the batch, of ``size`` samples.
-
-    Example:
-        >>> import torch
-        >>> fold((torch.tensor([1, 2]), 0.5), size=2, folds=2)
-        (tensor([1, 2, 1, 2]), 0.5)
-    """
-    if folds == 1:
-        return inputs
-
-    def repeat(leaf: Any) -> Any:
-        return leaf.repeat(folds, *[1] * (leaf.ndim - 1)) if _has_rows(leaf, size) else leaf
-
-    return tree_map(repeat, inputs)
-
-
 def unfold(outputs: Any, size: int, folds: int) -> list[Any]:
     """Return the outputs of the single passes.
 
@@ -92,12 +58,12 @@ def unfold(outputs: Any, size: int, folds: int) -> list[Any]:
     rows = size * folds
     leaves = leaves_of(outputs)
     loss = next((path for path, leaf in leaves.items() if is_loss(path) and isinstance(leaf, Tensor)), None)
-    if loss is not None and not _has_rows(leaves[loss], rows):
+    if loss is not None and not has_rows(leaves[loss], rows):
         raise ValueError(
             f"Expected outputs that can be told apart by pass, but got `{loss}`, one loss for {folds} folded passes; "
             "call the model without labels, or leave `chunk_size` out."
         )
-    if not any(_has_rows(leaf, rows) for leaf in leaves.values()):
+    if not any(has_rows(leaf, rows) for leaf in leaves.values()):
         shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves.values()]
         raise ValueError(
             f"Expected an output with {rows} rows, {size} for each of {folds} folded passes, but got {shapes}; "
@@ -105,11 +71,7 @@ def unfold(outputs: Any, size: int, folds: int) -> list[Any]:
         )
 
     def part(start: int) -> Any:
-        cut = {path: leaf[start : start + size] if _has_rows(leaf, rows) else leaf for path, leaf in leaves.items()}
+        cut = {path: leaf[start : start + size] if has_rows(leaf, rows) else leaf for path, leaf in leaves.items()}
         return filled(outputs, cut)
 
     return [part(start) for start in range(0, rows, size)]
-
-
-def _has_rows(leaf: Any, rows: int) -> TypeGuard[Tensor]:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == rows

@@ -6,6 +6,7 @@ or by whom: rates, flags and passes are the business of ``activation.py`` and ``
 
 import hashlib
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dropout.nn import Dropout, functional
-from lightning_dropout.randomness import derive_seed, generators_of, random_states
+from lightning_dropout.randomness import derive_seed, generators_of, own_generators_of, own_states, random_states
 from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sites import Site, compiled_roots
 
@@ -27,8 +28,9 @@ __all__ = ["Masks", "SharedMasks", "check_masks", "fast_masks"]
 
 Masks = Literal["independent", "shared"]
 
-
-_OF_TABLES = "pos_dropout"  # DeBERTa's drops (position, dim), whose size may be a multiple of the batch's all the same
+# By the model, the layer and the number of its draw in a pass: the dimension that follows the size of the batch; `None`
+# if none does.
+_LEARNED: "weakref.WeakKeyDictionary[nn.Module, dict[int, dict[int, int | None]]]" = weakref.WeakKeyDictionary()
 
 
 def check_masks(masks: object) -> None:
@@ -110,9 +112,10 @@ class SharedMasks:
     pass, and the shape without the batch dimension. So it is bit-equal for every batch size, order of the batches,
     number of workers and of processes.
 
-    The batch is dimension 0, also where windows or heads are folded into it behind the samples; dimension 1 inside
-    recurrent layers and in Transformer layers with ``batch_first=False``; else the only dimension of that size. The
-    sites must be awake. Compiled models run uncompiled inside, fused attention and recurrent layers unfused.
+    Where the batch stands in what a layer draws, :meth:`learn` finds out. Without, it is taken for dimension 0, also
+    where windows or heads are folded into it behind the samples; dimension 1 inside recurrent layers and in Transformer
+    layers with ``batch_first=False``; else the only dimension of that size. The sites must be awake. Compiled models
+    run uncompiled inside, fused attention and recurrent layers unfused.
 
     Args:
         model: What is sampled.
@@ -153,9 +156,11 @@ class SharedMasks:
         self._batch_dims = _known_batch_dims(model)
         # Whoever hands batches around with time in front has a layer that says so.
         self._time_may_lead = any(getattr(part, "batch_first", True) is False for part in model.modules())
-        self._generators = generators_of(model.modules())
+        self._learned = _LEARNED.setdefault(model, {})
+        self._learning = False
+        self._generators, self._own = generators_of(model.modules()), own_generators_of(model.modules())
         self._on_cpu = len(self._generators) == 1
-        self._own_generators: dict[torch.device, torch.Generator] = {}
+        self._drawing: dict[torch.device, torch.Generator] = {}
         self._running: list[nn.Module] = []
         self._redraw = _Redraw(self)
 
@@ -182,18 +187,47 @@ class SharedMasks:
         """
         self._passes, self._size = range(number, number + folds), batch_size
         self._calls: Counter[int] = Counter()
+        self._shapes: dict[tuple[int, int], Sequence[int]] = {}  # of the draws, by layer and their number there
         self._unknown: dict[str, None] = {}
-        self._states = random_states(self._generators)
+        self._states = self._random_states()
+
+    def _random_states(self) -> tuple[object, ...]:
+        return *random_states(self._generators), own_states(self._own)
+
+    def learn(self, run: Callable[[int], object], sizes: tuple[int, int]) -> None:
+        """Find out, for this model and for good, where the samples stand in what its layers draw.
+
+        Args:
+            run: Runs a pass on so many samples; it calls :meth:`begin`.
+            sizes: Two sizes of the batch, which differ.
+        """
+        self._learning, shapes = True, []
+        try:
+            for size in sizes:
+                run(size)
+                shapes.append(self._shapes)
+        finally:
+            self._learning = False
+        one, other = shapes
+        for module, call in one.keys() & other.keys():
+            shape, twin = one[module, call], other[module, call]
+            if len(shape) == len(twin):
+                dims = [dim for dim in range(len(shape)) if shape[dim] != twin[dim]]
+                if not dims or (len(dims) == 1 and shape[dims[0]] * sizes[1] == twin[dims[0]] * sizes[0]):
+                    self._learned.setdefault(module, {})[call] = dims[0] if dims else None
 
     def check(self) -> None:
         """Raise ``RuntimeError`` if anything has drawn since :meth:`begin` that is not shared."""
         moved = [
             name
             for name, before, after in zip(
-                ("torch", "numpy", "random"), self._states, random_states(self._generators), strict=True
+                ("torch", "numpy", "random", "a generator of a module"),
+                self._states,
+                self._random_states(),
+                strict=True,
             )
             # Layer drop may toss its coins in plain Python: one for all samples, in a pass that is seeded.
-            if before != after and (name == "torch" or not self._tosses_for_layers)
+            if before != after and (name not in ("numpy", "random") or not self._tosses_for_layers)
         ]
         if moved:
             candidates = [*self._unknown] or [
@@ -283,9 +317,9 @@ class SharedMasks:
         shape = coins if split is None else split.of_one_sample(coins)
         self._calls[id(module)] += 1
         name = int.from_bytes(hashlib.blake2b(self._name(module).encode(), digest_size=8).digest(), "big")
-        if x.device not in self._own_generators:
-            self._own_generators[x.device] = torch.Generator(x.device)
-        generator = self._own_generators[x.device]
+        if x.device not in self._drawing:
+            self._drawing[x.device] = torch.Generator(x.device)
+        generator = self._drawing[x.device]
         draws = []
         for number in self._passes:
             generator.manual_seed(derive_seed(self.seed, number, name, self._calls[id(module)], *shape))
@@ -296,27 +330,37 @@ class SharedMasks:
         """Return where the samples stand in ``shape``; ``None`` if one draw is for all of them anyway."""
         folds = len(self._passes)
         rows = max(folds * self._size, 1)
+        learned = self._learned.get(id(module), {})
+        call = self._calls[id(module)]
+        self._shapes[id(module), call] = tuple(shape)
+        if call in learned or len(set(learned.values())) == 1:  # longer sequences may take more calls
+            dim = learned.get(call, next(iter(learned.values())))
+        else:
+            dim = self._likely_dim(module, shape, rows)
+        if dim is not None and 0 <= dim < len(shape) and shape[dim] % rows == 0:
+            return _Split(dim, folds, max(self._size, 1), shape[dim] // rows)
+        if self._learning or (dim is None and folds == 1):
+            return None
+        samples, cure = f"{self._size} samples", "use batches of another size"
+        if folds > 1:
+            samples, cure = f"{folds} times {samples}", "leave `chunk_size` out"
+        raise ValueError(
+            f"Expected `{self._name(module)}` to draw for {samples}, but got a shape of {tuple(shape)}, in which no "
+            f'dimension need be the batch; {cure}, or use `masks="independent"`.'
+        )
+
+    def _likely_dim(self, module: nn.Module, shape: Sequence[int], rows: int) -> int | None:
+        """Return the dimension that looks like the batch, ``None`` if one draw is for all samples, or -1 in doubt."""
         known = self._batch_dims.get(id(module), -1)
+        if 0 <= known < len(shape) and shape[known] % rows == 0:
+            return known
         leads = len(shape) > 0 and shape[0] % rows == 0
         others = [dim for dim in range(1, len(shape)) if shape[dim] == rows]
-        is_table = len(shape) == 2 and shape[0] != rows and self._name(module).endswith(_OF_TABLES)
-        if 0 <= known < len(shape) and shape[known] % rows == 0:
-            dim = known
-        elif is_table and folds == 1:
-            return None
-        elif leads and not is_table and not (others and self._time_may_lead and rows > 1):
-            dim = 0
-        elif not leads and (len(others) == 1 or (1 in others and self._time_may_lead)):
-            dim = others[0]
-        elif not others and folds == 1 and (not shape or shape[0] == 1):
-            return None
-        else:
-            raise ValueError(
-                f"Expected `{self._name(module)}` to draw for {folds} times {self._size} samples, but got a shape of "
-                f"{tuple(shape)}, of which no dimension must be the batch; use batches of another size, no "
-                '`chunk_size`, or `masks="independent"`.'
-            )
-        return _Split(dim, folds, max(self._size, 1), shape[dim] // rows)
+        if leads and not (others and self._time_may_lead and rows > 1):
+            return 0
+        if not leads and (len(others) == 1 or (1 in others and self._time_may_lead)):
+            return others[0]
+        return None if not others and (not shape or shape[0] == 1) else -1
 
     def _name(self, module: nn.Module) -> str:
         return self._names[id(module)]

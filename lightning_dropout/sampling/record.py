@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import TensorWeakRef
 
-from lightning_dropout.randomness import random_states
+from lightning_dropout.randomness import OwnGenerator, own_states, random_states
 from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sampling.witness import same_values
 from lightning_dropout.sites.observation import drop_rate
@@ -70,6 +70,7 @@ class Knowledge:
     changed: dict[tuple[Any, ...], frozenset[int]] = field(default_factory=dict)
     last_look: int | None = None  # where to stop watching, since what draws behind it cannot be seen
     searching: bool = False  # for that place
+    open: set[int] = field(default_factory=set)  # modules that keep tensors to themselves: they run in every pass
     note: str = ""  # why its passes run in full from now on
 
 
@@ -110,9 +111,15 @@ _GONE = _Gone()
 class Record(TorchFunctionMode):
     """What one pass did before its first draw: watched once, replayed often."""
 
-    def __init__(self, drawing: frozenset[int], generators: Sequence[torch.Generator], knowledge: Knowledge) -> None:
+    def __init__(
+        self,
+        drawing: frozenset[int],
+        generators: Sequence[torch.Generator],
+        own: Sequence[OwnGenerator],
+        knowledge: Knowledge,
+    ) -> None:
         super().__init__()
-        self._drawing, self._generators, self._knowledge = drawing, generators, knowledge
+        self._drawing, self._generators, self._own, self._knowledge = drawing, generators, own, knowledge
         self.seconds = self.prefix_seconds = 0.0
         self.usable = False  # from the first draw on, unless something has drawn unseen or changed what is kept
         self.verified = False
@@ -127,11 +134,12 @@ class Record(TorchFunctionMode):
     def watch(self, forward: Callable[[], Any]) -> Any:
         """Run a pass in full and remember what came before its first draw."""
         self._open: list[tuple[nn.Module, int]] = []  # modules that run, and the number of events before each
+        self._inside: dict[int, list[TensorWeakRef]] = {}  # tensors made in modules that count as one event
         self._hooked: set[int] = set()  # positions in `_open` of modules in which hooks run: these run every time
         self._looks = 0
         self._busy = self._ended = False
         self._thread = threading.get_ident()
-        self._states = random_states(self._generators)
+        self._states = self._random_states()
         self._started = time.perf_counter()
         with ExitStack() as self._hooks:
             self._hooks.callback(register_module_forward_pre_hook(self._enter_module).remove)
@@ -187,9 +195,14 @@ class Record(TorchFunctionMode):
             self._hooked.discard(len(self._open))
             if opened is module:
                 # One event in place of all that happened inside, unless it may have left something in its arguments.
-                closed = not hooked and all(map(_is_value, (*inputs, *named_inputs.values())))
+                closed = not hooked and id(module) not in self._knowledge.open
+                closed = closed and all(map(_is_value, (*inputs, *named_inputs.values())))
                 event = self._event(module, output) if closed else None
                 if event is not None:
+                    made = self._inside.setdefault(id(module), [])
+                    for inner in self._events[start:]:
+                        made += [leaf for leaf in inner.leaves if isinstance(leaf, TensorWeakRef)]
+                        made += self._inside.get(id(inner.source), ())
                     self._events[start:] = [event]
                 return
 
@@ -244,7 +257,10 @@ class Record(TorchFunctionMode):
 
     def _has_drawn(self) -> bool:
         with torch._C.DisableTorchFunction():  # our own look at a state is none of the model's calls
-            return random_states(self._generators) != self._states
+            return bool(self._random_states() != self._states)
+
+    def _random_states(self) -> Any:
+        return random_states(self._generators), own_states(self._own)
 
     def _end(self) -> None:
         """Stop watching, since the first draw comes now; keep what is alive."""
@@ -285,12 +301,26 @@ class Record(TorchFunctionMode):
             if changed is None or position in changed or tensor.is_inference()
         }
         try:
+            keepers = self._keepers()
             self._kept |= _copies(copied)
         except Exception as error:
             self._knowledge.note = f"what is needed after the first draw cannot be copied: {error}"
             return
+        if keepers - self._knowledge.open:  # what follows may change what they keep; watched anew, they are open
+            self._knowledge.open |= keepers
+            return
         self._versions = _versions(self._kept, self._changed)
         self.usable = True
+
+    def _keepers(self) -> set[int]:
+        """Return the modules that keep a tensor made inside them which is no part of what they returned."""
+        memory = {tensor.untyped_storage()._cdata for tensor in self._kept.values()}
+        keepers = set()
+        for module, made in self._inside.items():
+            alive = (tensor for tensor in (reference() for reference in made) if tensor is not None)
+            if any(tensor.untyped_storage()._cdata not in memory for tensor in alive):
+                keepers.add(module)
+        return keepers
 
     def _note_changes(self, given: Mapping[int, Tensor]) -> None:
         """Remember which of the tensors that a pass was given it has changed: other passes get copies of them."""

@@ -5,11 +5,8 @@ out again in the later passes, in the same order, while the code between them ru
 an output means. Where a replay cannot be shown to equal a pass that runs in full, the pass runs in full.
 """
 
-import copy
-import random
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +20,19 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_flatten
 
+from lightning_dropout.randomness import OwnGenerator
 from lightning_dropout.sampling.record import PLAIN, DivergedError, Knowledge, Record
 from lightning_dropout.sampling.witness import same_values
 from lightning_dropout.sites import Site
 from lightning_dropout.sites.compilation import compiled_roots
 
-__all__ = ["PrefixReuse", "Reuse", "obstacle_of"]
+__all__ = ["PrefixReuse", "Reuse", "communicates", "obstacle_of"]
 
 # Layers that draw inside one call, though they have children or several functions in them.
 _DRAWING_LAYERS = (nn.MultiheadAttention, nn.RNNBase)
 _MAX_SIGNATURES = 64  # of one model: more means that its control flow never repeats
 _MAX_WATCHED = 3  # passes of one batch: to see that something drew unseen, to find where, and to stop there
 _DISTRIBUTED = ("torch.nn.parallel.distributed", "torch.distributed.")  # modules whose forward talks to other ranks
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,15 @@ def obstacle_of(model: nn.Module) -> str:
         return "compiled code cannot be watched"
     if any(isinstance(part, nn.DataParallel) for part in model.modules()):
         return "DataParallel runs the model on several threads"
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and _communicates(model):
+    if communicates(model):
         return "the ranks of a distributed model must run the same passes"
     return ""
 
 
-def _communicates(model: nn.Module) -> bool:
+def communicates(model: nn.Module) -> bool:
+    """Tell whether a forward of ``model`` waits for other ranks, so that all must run the same number of passes."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
     wrapped = any(type(part).__module__.startswith(_DISTRIBUTED) for part in model.modules())
     return wrapped or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
@@ -82,6 +82,7 @@ class PrefixReuse:
         model: Whose passes they are.
         sites: The places that draw, with the rates that they have in these passes.
         generators: torch's global generators that the model may draw from.
+        own: Generators that its modules hold.
 
     Example:
         >>> from lightning_dropout.sites import find_sites
@@ -94,7 +95,13 @@ class PrefixReuse:
         (2, '')
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        generators: Sequence[torch.Generator],
+        own: Sequence[OwnGenerator] = (),
+    ) -> None:
         users = [user for site in sites if site.rate > 0.0 for user in site.users]
         # Entering one of these is the first draw, also where it moves no global state: it may have its own generator.
         self._drawing = frozenset(
@@ -103,7 +110,7 @@ class PrefixReuse:
             if isinstance(user.module, _DRAWING_LAYERS) or next(user.module.children(), None) is None
         )
         self._knowledge = _KNOWLEDGE.setdefault(model, {}).setdefault(self._drawing, Knowledge())
-        self._model, self._generators = model, generators
+        self._generators, self._own = generators, own
         self._note = ""
         self._record: Record | None = None
         self._watched = self._replayed = 0
@@ -118,11 +125,16 @@ class PrefixReuse:
         share = self._prefix_seconds / self._seconds
         return Reuse(share, self._replayed, self._prefix_seconds * self._replayed, note)
 
+    @property
+    def compared(self) -> bool | None:
+        """Whether a pass in full and its replay were equal; ``None`` if the next pass will show it."""
+        return False if self._record is None else self._record.verified or None
+
     def run(self, prepare: Callable[[], object], forward: Callable[[], Any]) -> Any:
         """Return the output of one pass.
 
         Args:
-            prepare: Seeds the pass; called twice where a pass is repeated.
+            prepare: Seeds all generators for the pass; called twice where a pass is repeated.
             forward: Calls the model.
         """
         record, self._record = self._record, None
@@ -152,7 +164,7 @@ class PrefixReuse:
             self._note = "hooks on all modules run in every pass"
             return forward()
         self._watched += 1
-        record = Record(self._drawing, self._generators, self._knowledge)
+        record = Record(self._drawing, self._generators, self._own, self._knowledge)
         output = record.watch(forward)
         self._seconds, self._prefix_seconds = record.seconds, record.prefix_seconds
         if record.usable:
@@ -161,19 +173,11 @@ class PrefixReuse:
 
     def _verify(self, record: "Record", prepare: Callable[[], object], forward: Callable[[], Any]) -> Any:
         """Run a pass in full, and compare it with the same pass replayed."""
-        own = _own_generators(self._model)
-        try:
-            copies = copy.deepcopy([held[name] for held, name in own])  # they draw the same again
-        except Exception as error:
-            self._give_up(error)
-            prepare()
-            return forward()
         prepare()
         output = forward()
         try:
-            with _lent(own, copies):
-                prepare()
-                self._require_equal(output, record.replay(forward))
+            prepare()
+            self._require_equal(output, record.replay(forward))
         except Exception as error:
             self._give_up(error)
         else:
@@ -191,23 +195,6 @@ class PrefixReuse:
         reason = (str(error).splitlines() or [""])[0]
         reason = reason if isinstance(error, DivergedError) else f"{type(error).__name__}: {reason}"
         self._knowledge.note = f"reusing what comes before the first draw failed: {reason}"
-
-
-def _own_generators(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Return where modules hold generators of their own, which no seed of a pass reaches."""
-    held = (vars(module) for module in model.modules())
-    return [
-        (attributes, name) for attributes in held for name in attributes if isinstance(attributes[name], _GENERATORS)
-    ]
-
-
-@contextmanager
-def _lent(places: Sequence[tuple[dict[str, Any], str]], values: Sequence[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for (held, name), value in zip(places, values, strict=True):
-            stack.callback(held.__setitem__, name, held[name])
-            held[name] = value
-        yield
 
 
 def _same(one: Any, other: Any) -> bool:

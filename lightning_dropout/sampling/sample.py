@@ -6,8 +6,9 @@ and every random generator are afterwards what they were before.
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_dropout.probability import check_probability
-from lightning_dropout.randomness import derive_seed, generators_of, isolated_generators, seed_everywhere
+from lightning_dropout.randomness import generators_of, isolated_generators, own_generators_of
 from lightning_dropout.sampling.activation import dropping
-from lightning_dropout.sampling.folding import batch_size_of, check_chunk_size, fold, refuse_coins_of_the_batch, unfold
-from lightning_dropout.sampling.masks import Masks, SharedMasks, check_masks, fast_masks
+from lightning_dropout.sampling.batch import Batch
+from lightning_dropout.sampling.folding import check_chunk_size, refuse_coins_of_the_batch
+from lightning_dropout.sampling.masks import Masks, SharedMasks, check_masks
 from lightning_dropout.sampling.outputs import Rest, check_output
 from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_task
-from lightning_dropout.sampling.reuse import PrefixReuse, Reuse, obstacle_of
+from lightning_dropout.sampling.reuse import communicates, obstacle_of
+from lightning_dropout.sampling.trial import Trial
 from lightning_dropout.sampling.witness import Witness, same_values
 from lightning_dropout.sites import Kind, Site, compiled_roots, find_sites, sites_of
 
@@ -169,7 +172,8 @@ class Sampler:
         self.output, self.return_samples = output, return_samples
         asked = {site.key for site in sites}
         self._others = [site for site in sites_of(model, strict=False) if site.key not in asked]
-        self.generators = generators_of(model.modules())
+        self.generators, self.own = generators_of(model.modules()), own_generators_of(model.modules())
+        self.communicates = communicates(model)
         self.look_at_compilation()
         if self.chunk_size > 1:
             refuse_coins_of_the_batch(sites, masks)
@@ -208,22 +212,29 @@ class Sampler:
         """
         _refuse_silence(self.sites, rates)
         quiet = self._others_to_keep_quiet()
-        batch = _Batch(self, forward, (tuple(args), dict(kwargs)), seed)
+        inputs = tuple(args), dict(kwargs)
+        witness = Witness(self.model, inputs, by_value=guarded)
+        batch = Batch(self, forward, inputs, seed, witness)
+        trial = Trial(self) if guarded else None
         statistics = Statistics(self.task, self.class_dim, keep_samples=self.return_samples)
         rest: Rest | None = None
         first: Outputs | None = None
+        most = max(self.num_samples, 2) if self.communicates else self.num_samples + _EXTRA_DRAWS
         differs, number = not guarded, 0
         with ExitStack() as stack:
-            witness = stack.enter_context(Witness(self.model, batch.inputs)) if guarded else None
-            stack.enter_context(isolated_generators(batch.generators))
+            stack.enter_context(witness)
+            stack.enter_context(isolated_generators(batch.generators, batch.own))
+            if trial is not None and self.chunk_size > 1:
+                trial.folds(batch)
             stack.enter_context(dropping(self.sites, rates, quiet))
             stack.enter_context(batch.prepared())
-            while number < self.num_samples or not (differs or number >= self.num_samples + _EXTRA_DRAWS):
-                for outputs in batch.run(number):
+            if trial is not None and self.masks == "shared":
+                trial.shares(batch)
+            while number < self.num_samples or not (differs or number >= most):
+                start, passes = number, batch.run(number)
+                for outputs in passes:
                     with torch.no_grad():  # a step that computes gradients has no use for those of every pass
                         if rest is None:
-                            if witness is not None:
-                                witness.check()
                             rest = Rest(outputs, self.output, self.task, self.class_dim, batch.inputs)
                         counts = number < self.num_samples
                         values = rest.update(outputs) if counts else rest.select(outputs)
@@ -234,15 +245,21 @@ class Sampler:
                         if counts:
                             statistics.update(values)
                         number += 1
+                undecided = batch.compared is None and number == self.num_samples
+                if trial is not None and (batch.compared is False or undecided):
+                    trial.repeats(batch, start, passes)
         assert first is not None  # noqa: S101  (num_samples is at least 1)
         assert rest is not None  # noqa: S101
         if not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN
             names = ", ".join(site.name for site in self.sites)
-            raise RuntimeError(
+            message = (
                 f"Expected passes that differ, but got {number} equal ones although these sites were on: {names}; "
                 "check that the forward calls them (fused, compiled or scripted code may not) and that what they drop "
                 "reaches the output."
             )
+            if not self.communicates:
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=2)  # some ranks may differ and go on, and would wait for this one
         prediction = statistics.result(first)
         return dataclasses.replace(prediction, predictive=rest.fill(prediction.predictive), reuse=batch.reuse)
 
@@ -264,81 +281,6 @@ class Sampler:
             )
         owners = {id(owner) for site in self.sites for owner in site.owners}
         return [site for site in others if any(id(owner) in owners for owner in site.owners)]
-
-
-class _Batch:
-    """The runs over one batch: each is a pass, or ``chunk_size`` passes folded into the batch."""
-
-    def __init__(self, sampler: Sampler, forward: Callable[..., Any], inputs: Any, seed: tuple[int, ...]) -> None:
-        self.inputs = inputs
-        self._sampler, self._forward = sampler, forward
-        of_inputs = generators_of((), tree_leaves(inputs))  # of a model without parameters on a GPU
-        self.generators = [*{id(each): each for each in (*sampler.generators, *of_inputs)}.values()]
-        self._shared: SharedMasks | None = None
-        self._seed = seed
-        self._size = 0
-        if sampler.masks == "shared" or sampler.chunk_size > 1:
-            self._size = batch_size_of(inputs)
-        self._chunk = fold(inputs, self._size, sampler.chunk_size)
-        self._prefix: PrefixReuse | None = None
-
-    @property
-    def reuse(self) -> Reuse:
-        """What prefix reuse has saved."""
-        if self._prefix is None:
-            return Reuse(note=self._sampler.obstacle)
-        report = self._prefix.report
-        return dataclasses.replace(report, passes=report.passes * self._sampler.chunk_size)
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Lend the sites their masks until the block is left; inside, they must be awake and at their rates."""
-        sampler = self._sampler
-        with ExitStack() as stack:
-            if sampler.masks == "shared":
-                # One thinned network for all batches: nothing but the first part of the seed may count.
-                self._seed = self._seed[:1]
-                self._shared = stack.enter_context(sampler.shared_masks(self._seed[0]))
-            elif not sampler.compiled:  # another `forward` would void the graphs of compiled code
-                stack.enter_context(fast_masks(sampler.sites))
-            if sampler.num_samples > sampler.chunk_size and not sampler.obstacle:
-                self._prefix = PrefixReuse(sampler.model, sampler.sites, self.generators)
-            yield
-
-    def run(self, number: int) -> list[Any]:
-        """Return the outputs of the passes from ``number`` on that run at a time."""
-        sampler = self._sampler
-        left = sampler.num_samples - number
-        folds = min(sampler.chunk_size, left) if left > 0 else sampler.chunk_size
-        args, kwargs = self._chunk if folds == sampler.chunk_size else fold(self.inputs, self._size, folds)
-
-        def prepare() -> None:
-            seed_everywhere(derive_seed(*self._seed, number), self.generators)
-            if self._shared is not None:
-                self._shared.begin(number, self._size, folds)
-
-        def forward() -> Any:
-            outputs = self._forward(*args, **kwargs)
-            if self._shared is not None:
-                self._shared.check()
-            return outputs
-
-        try:
-            if self._prefix is not None and folds == sampler.chunk_size:
-                outputs = self._prefix.run(prepare, forward)
-            else:
-                prepare()
-                outputs = forward()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-                raise
-            what, cure = "one pass", "use smaller batches"
-            if folds > 1:
-                what, cure = f"{folds} passes at a time", f"pass `chunk_size={folds // 2}`"
-            raise RuntimeError(
-                f"Expected {what} to fit into memory, but got: {str(error).splitlines()[0]}; {cure}."
-            ) from error
-        return unfold(outputs, self._size, folds)
 
 
 def _refuse_silence(sites: Sequence[Site], rates: Sequence[float] | None) -> None:

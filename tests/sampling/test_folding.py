@@ -11,17 +11,14 @@ from torch import nn
 
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.sampling import mc_sample
-from lightning_dropout.sampling.folding import batch_size_of, fold, refuse_coins_of_the_batch, unfold
+from lightning_dropout.sampling.folding import refuse_coins_of_the_batch, unfold
+from lightning_dropout.sampling.inputs import resized
 from lightning_dropout.sites import find_sites
 
 
 def test_folding_is_undone_by_unfolding() -> None:
     inputs = {"x": torch.randn(3, 2, 2), "mask": torch.tensor([True, False, True]), "size": torch.tensor(3), "n": 3}
-    folded = fold(inputs, 3, 4)
-    assert folded["x"].shape == (12, 2, 2)
-    assert folded["size"] is inputs["size"]
-    assert folded["n"] == 3
-    for part in unfold(folded, 3, 4):
+    for part in unfold(resized(inputs, 3, 12), 3, 4):
         assert torch.equal(part["x"], inputs["x"])
         assert torch.equal(part["mask"], inputs["mask"])
 
@@ -29,26 +26,11 @@ def test_folding_is_undone_by_unfolding() -> None:
 def test_the_first_rows_are_the_first_pass() -> None:
     rows = torch.arange(6)
     assert [part.tolist() for part in unfold(rows, 2, 3)] == [[0, 1], [2, 3], [4, 5]]
-    assert fold(torch.tensor([7, 8]), 2, 3).tolist() == [7, 8] * 3
 
 
 def test_one_fold_is_the_batch_itself() -> None:
     inputs = (torch.ones(2),)
-    assert fold(inputs, 2, 1) is inputs
     assert unfold(inputs, 2, 1) == [inputs]
-
-
-def test_weights_beside_the_batch_are_no_batch() -> None:
-    x, weight = torch.ones(2, 3), torch.ones(3, 2)
-    folded = fold((x, weight), batch_size_of((x, weight)), 5)
-    assert folded[0].shape == (10, 3)
-    assert folded[1] is weight
-
-
-@pytest.mark.parametrize("inputs", [(), (1, "x"), (torch.tensor(1.0),)])
-def test_inputs_without_a_batch(inputs: Any) -> None:
-    with pytest.raises(ValueError, match="a tensor with a batch dimension among the inputs, but got none"):
-        batch_size_of(inputs)
 
 
 def test_outputs_without_the_rows() -> None:

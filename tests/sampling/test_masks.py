@@ -654,52 +654,95 @@ def test_packed_sequences_are_refused_by_name() -> None:
 
 def test_a_draw_without_a_batch_is_refused_by_name(x: Tensor) -> None:
     model = nn.Sequential(nn.Linear(DIM, DIM), Custom(lambda x, keep: torch.rand(5) < keep))
-    with pytest.raises(ValueError, match=r"Expected `1` to draw .* a shape of \(5,\), of which no dimension must be"):
+    with pytest.raises(ValueError, match=r"Expected `1` to draw .* a shape of \(5,\), in which no dimension need be"):
         run(model, x)
     model = nn.Sequential(nn.Unflatten(1, (TOKENS, 1)), Functional(lambda x, p, training: F.dropout(x[0], p, training)))
-    with pytest.raises(ValueError, match="no dimension must be the batch"):
+    with pytest.raises(ValueError, match="no dimension need be the batch"):
         run(model, x)
 
 
-def test_a_table_without_a_batch_is_drawn_once_whatever_its_size(x: Tensor) -> None:
-    class Relative(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.pos_dropout = nn.Parameter(torch.ones(BATCH * 2, DIM)), nn.Dropout(P)
+class Table(nn.Module):
+    """Drops rows of a table of positions, as many as there are samples, or a multiple of them."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.pos_dropout(self.table + 0).T
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.drop = nn.Parameter(torch.randn(rows, DIM)), nn.Dropout(P)
 
-    model = Relative().eval()
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.drop(self.table + 0).T
+
+
+class TimeFirst(nn.Module):
+    """Drops where the batch is dimension 1, whatever it looks like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.drop = nn.LSTM(DIM, DIM), nn.Dropout(P)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.rnn(x.transpose(0, 1))[0]).transpose(0, 1)
+
+
+class Steps(nn.Module):
+    """Calls its dropout once for each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(P)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.drop(step[None])[0] for step in x.unbind(1)], 1)
+
+
+UNKNOWN: dict[str, Callable[[], nn.Module]] = {
+    "a table of the size of the batch": lambda: Table(TOKENS),
+    "a table of a multiple": lambda: Table(2 * TOKENS),
+    "time that looks like the batch": TimeFirst,
+    "more calls than were seen": Steps,
+}
+
+
+def learn(model: nn.Module, x: Tensor) -> None:
+    sites = find_sites(model)
+    with torch.no_grad(), isolated_randomness(model), dropping(sites), SharedMasks(model, sites, 9) as masks:
+
+        def of_rows(rows: int) -> None:
+            masks.begin(0, rows)
+            model(x[:rows])
+
+        masks.learn(of_rows, (len(x), len(x) - 1))
+
+
+@pytest.mark.parametrize("first", [2, 3, TOKENS])
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_where_the_samples_stand_is_learned_from_two_sizes(name: str, first: int, x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = UNKNOWN[name]().eval()
+    x = x[:12] if TOKENS < 12 else x
+    learn(model, x[:first, :2] if name.startswith("more") else x[:first])
     expected = run(model, x)
-    torch.testing.assert_close(torch.cat([run(model, part) for part in x.split(1)]), expected)
-    table = model.pos_dropout(model.table)
-    assert torch.equal(table, model.table)  # asleep again
-    with pytest.raises(ValueError, match="no dimension must be the batch"):
+    for size in (1, 3, TOKENS):
+        parts = torch.cat([run(model, part) for part in x.split(size)])
+        torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(UNKNOWN)[:3])
+def test_without_learning_they_are_mistaken_or_refused(name: str, x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = UNKNOWN[name]().eval()
+    with pytest.raises((AssertionError, ValueError)):
+        torch.testing.assert_close(torch.cat([run(model, part) for part in x.split(TOKENS)]), run(model, x))
+
+
+def test_a_table_cannot_be_folded(x: Tensor) -> None:
+    model = Table(TOKENS).eval()
+    learn(model, x)
+    with pytest.raises(ValueError, match="no dimension need be the batch; leave `chunk_size` out"):
         run(model, x, folds=3)
 
 
-def test_time_that_looks_like_the_batch_is_refused() -> None:
-    layers = nn.ModuleDict({"rnn": nn.LSTM(DIM, DIM), "drop": nn.Dropout(P)})
-
-    class TimeFirst(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = layers
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layers["drop"](self.layers["rnn"](x.transpose(0, 1))[0]).transpose(0, 1)
-
-    model = TimeFirst().eval()
-    x = torch.randn(12, TOKENS, DIM)
-    expected = run(model, x)  # six steps are no multiple of twelve samples
-    torch.testing.assert_close(torch.cat([run(model, part) for part in x.split(1)]), expected)
-    with pytest.raises(ValueError, match="no dimension must be the batch"):
-        run(model, x[:3])
-
-
 def test_a_mask_of_the_batch_cannot_be_folded(x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"draw for 3 times 7 samples.*no `chunk_size`"):
+    with pytest.raises(ValueError, match=r"draw for 3 times 7 samples.*leave `chunk_size` out"):
         run(DropPath(P, "batch"), x, folds=3)
 
 

@@ -46,7 +46,7 @@ def net() -> Net:
 
 
 def watched(net: Net, x: Tensor, knowledge: Knowledge | None = None) -> tuple[Record, Any]:
-    record = Record(frozenset([id(net.drop)]), [torch.default_generator], knowledge or Knowledge())
+    record = Record(frozenset([id(net.drop)]), [torch.default_generator], [], knowledge or Knowledge())
     torch.manual_seed(1)
     return record, record.watch(lambda: net(x))
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_behind(net: Net, error: type[BaseException]) -> None:
         net.first(x)
         raise error
 
-    fresh = Record(frozenset(), [torch.default_generator], Knowledge())
+    fresh = Record(frozenset(), [torch.default_generator], [], Knowledge())
     for run in (record.replay, fresh.watch):
         with pytest.raises(error):
             run(fails)

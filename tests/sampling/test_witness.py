@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -177,3 +178,63 @@ def test_nested_tensors() -> None:
     assert same_values(nested([1.0], [2.0, NAN]), nested([1.0], [2.0, NAN]))
     assert not same_values(nested([1.0], [2.0, 3.0]), nested([1.0], [2.0, 4.0]))
     assert not same_values(nested([1.0], [2.0, 3.0]), nested([1.0]))
+
+
+# At no cost: what torch counts.
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_versions_show_what_later_batches_change(context: Any) -> None:
+    model, x = nn.BatchNorm1d(3).eval(), torch.randn(4, 3)
+    with context():
+        with Witness(model, (x,), by_value=False) as witness:
+            model(x)
+            witness.check()
+            x.add_(1)
+            with pytest.raises(RuntimeError, match="a changed input, so that"):
+                witness.check()
+        with Witness(model, (x,), by_value=False) as witness:
+            model.train()(x)
+            with pytest.raises(RuntimeError, match=r"a changed buffer `num_batches_tracked`; call"):
+                witness.check()
+        with Witness(model, (x,), by_value=False) as witness:
+            model.running_mean = torch.zeros(3)
+            with pytest.raises(RuntimeError, match="a changed buffer `running_mean`"):
+                witness.check()
+
+
+def test_tensors_made_in_inference_mode_count_nothing() -> None:
+    with torch.inference_mode():
+        x = torch.ones(2)
+        with Witness(nn.ReLU(), (x,), by_value=False) as witness:
+            x.add_(1)
+            witness.check()
+
+
+# What modules hold.
+
+
+def test_an_error_leaves_the_attributes_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.names, model.table, model.state = ["a"], {"b": 1}, torch.zeros(2)
+    layer = model[0]
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with suppress(KeyboardInterrupt), Witness(model, ()):
+        model.names.append("c")
+        model.table.clear()
+        model.state += 1
+        model.state, model.fresh = torch.ones(3), 1
+        model[0] = nn.ReLU()
+        layer.register_forward_hook(lambda *_: None)
+        raise KeyboardInterrupt
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+    assert (model.names, model.table, model.state.tolist()) == (["a"], {"b": 1}, [0.0, 0.0])
+    assert model[0] is layer
+    assert not layer._forward_hooks
+
+
+def test_success_leaves_what_the_model_noted() -> None:
+    model = nn.Sequential()
+    with Witness(model, ()):
+        model.fresh = 1
+    assert model.fresh == 1

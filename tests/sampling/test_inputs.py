@@ -1,0 +1,135 @@
+"""What a pass is given: containers of its own, and as many samples as a trial asks for."""
+
+import random
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_dropout.sampling import mc_sample
+from lightning_dropout.sampling.inputs import batch_size_of, copied, resized
+
+
+class Cache:
+    """Grows with each call, as a key-value cache does."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+
+
+def grow(x: Tensor, cache: Cache) -> Tensor:
+    cache.keys.append(x)
+    return x * len(cache.keys)
+
+
+def pop(x: Tensor, options: dict[str, float]) -> Tensor:
+    return x * options.pop("scale", 0.0)
+
+
+def drain(x: Tensor, scales: list[float]) -> Tensor:
+    return x * (scales.pop() if scales else 0.0)
+
+
+def bump(x: Tensor, scales: np.ndarray[Any, Any]) -> Tensor:
+    scales += 1
+    return x * float(scales[0])
+
+
+class Using(nn.Module):
+    """Changes what it is given, before the first draw or behind it."""
+
+    def __init__(self, use: Any, before: bool) -> None:
+        super().__init__()
+        self.use, self.before = use, before
+        self.first, self.drop, self.last = nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, given: Any) -> Tensor:
+        x = self.use(self.first(x), given) if self.before else self.first(x)
+        x = self.drop(x)
+        y: Tensor = self.last(x if self.before else self.use(x, given))
+        return y
+
+
+GIVEN: dict[str, tuple[Any, Any, Any]] = {
+    "an object that fills": (grow, Cache, lambda cache: cache.keys == []),
+    "a dictionary that loses a key": (pop, lambda: {"scale": 2.0}, lambda options: options == {"scale": 2.0}),
+    "a list that empties": (drain, lambda: [2.0, 3.0], lambda scales: scales == [2.0, 3.0]),
+    "an array that counts": (bump, lambda: np.zeros(1), lambda scales: scales[0] == 0),
+}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the draw", "behind it"])
+@pytest.mark.parametrize("name", GIVEN)
+def test_each_pass_has_inputs_of_its_own(name: str, before: bool) -> None:
+    use, make, is_untouched = GIVEN[name]
+    torch.manual_seed(0)
+    model, x, given = Using(use, before).eval(), torch.randn(3, 4), make()
+    samples = mc_sample(model, x, given, num_samples=4, task="raw", return_samples=True).samples
+    assert samples is not None
+    assert is_untouched(given)
+    for number, sample in enumerate(samples):
+        fresh = mc_sample(model, x, make(), num_samples=number + 1, task="raw", return_samples=True).samples
+        assert fresh is not None
+        assert torch.equal(fresh[number], sample)
+    assert not torch.equal(samples[0], samples[1])
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_one_container_for_all_passes_is_killed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_dropout.sampling.batch.copied", lambda inputs: inputs)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test_each_pass_has_inputs_of_its_own(name, before=False)
+
+
+def test_tensors_and_what_cannot_change_are_no_copies() -> None:
+    inputs = (torch.ones(2), nn.ReLU(), torch.Generator(), random.Random(0), len, int, "x", None)
+    assert all(one is other for one, other in zip(inputs, copied(inputs), strict=True))
+
+
+def test_containers_are_copied_at_every_depth() -> None:
+    inputs = {"a": [OrderedDict(b=(torch.ones(1), [2]))]}
+    twin = copied(inputs)
+    twin["a"][0]["b"][1].append(3)
+    twin["a"].append(4)
+    assert inputs["a"][0]["b"][1] == [2]
+    assert len(inputs["a"]) == 1
+    assert twin["a"][0]["b"][0] is inputs["a"][0]["b"][0]
+
+
+def test_what_can_be_used_once_is_refused_by_its_type() -> None:
+    torch.manual_seed(0)
+    model = Using(lambda x, rows: x + next(rows), before=True).eval()
+    with pytest.raises(ValueError, match="inputs that every pass can have for itself, but got generator"):
+        mc_sample(model, torch.randn(3, 4), (torch.ones(4) for _ in range(9)), num_samples=2, task="raw")
+
+
+# Other numbers of samples.
+
+
+def test_more_or_fewer_samples() -> None:
+    inputs = {"x": torch.randn(3, 2, 2), "mask": torch.tensor([True, False, True]), "size": torch.tensor(3), "n": 3}
+    more, fewer = resized(inputs, 3, 12), resized(inputs, 3, 2)
+    assert torch.equal(more["x"], torch.cat([inputs["x"]] * 4))  # type: ignore[list-item]
+    assert torch.equal(fewer["x"], inputs["x"][:2])  # type: ignore[index]
+    assert fewer["mask"].tolist() == [True, False]
+    for changed in (more, fewer):
+        assert changed["size"] is inputs["size"]
+        assert changed["n"] == 3
+    assert resized(inputs, 3, 3) is inputs
+
+
+def test_weights_beside_the_batch_are_no_batch() -> None:
+    x, weight = torch.ones(2, 3), torch.ones(3, 2)
+    assert batch_size_of((x, weight)) == 2
+    more = resized((x, weight), 2, 10)
+    assert more[0].shape == (10, 3)
+    assert more[1] is weight
+
+
+@pytest.mark.parametrize("inputs", [(), (1, "x"), (torch.tensor(1.0),)])
+def test_inputs_without_a_batch(inputs: Any) -> None:
+    with pytest.raises(ValueError, match="a tensor with a batch dimension among the inputs, but got none"):
+        batch_size_of(inputs)
