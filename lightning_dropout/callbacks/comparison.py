@@ -24,7 +24,7 @@ class Comparison:
         task: What the predictions are of.
         class_dim: The dimension of the classes.
         passes: Number of passes by side: ``{"mc": 30, "det": 1}``.
-        labels: Where a batch holds its labels, as in :func:`labels_of`.
+        labels: Where a batch holds its labels, as in :func:`labels_of`; ``None``: nowhere.
         num_loaders: Number of data loaders, on every rank the same.
         device: Where the sums live.
     """
@@ -35,7 +35,7 @@ class Comparison:
         class_dim: int,
         *,
         passes: Mapping[str, int],
-        labels: str | Callable[[Any], Any],
+        labels: str | Callable[[Any], Any] | None,
         num_loaders: int,
         device: torch.device,
     ) -> None:
@@ -61,12 +61,13 @@ class Comparison:
         """Return the labels of ``batch``, or ``None`` if a guess finds nothing that fits ``prediction``.
 
         Raises:
-            ValueError: If the user's own path or function leads to something else.
+            ValueError: If the user's own path or function leads to something else, or a label has an impossible value.
         """
-        if self.task == "raw":
+        if self.task == "raw" or self.where is None:
             return None
         found = labels_of(batch, self.where)
         if isinstance(found, Tensor) and PredictiveMetrics.fits(prediction, found, self.class_dim):
+            PredictiveMetrics.check(prediction, found, self.class_dim)
             return found
         if self.where != "auto":
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

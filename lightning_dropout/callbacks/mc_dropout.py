@@ -39,8 +39,9 @@ class MCDropout(AnyCallback):
             never the validation inside a fit).
         module: ``"auto"``, or the dotted name of the one submodule whose call is sampled (``""``: the module itself).
         labels: Where a batch holds its labels: ``"auto"`` (``batch[1]``, or the keys labels, label, y, target), a
-            dotted path such as ``"1"`` or ``"target.class"``, or a function of the batch. If a batch has none, only
-            the keys that need none are logged.
+            dotted path such as ``"1"`` or ``"target.class"``, a function of the batch, or ``None`` if ``batch[1]`` is
+            something else. If a batch has none, only the keys that need none are logged. Classes of -100, which
+            torch's losses ignore, count in none of those that need labels.
         rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint, unless these are all 0;
             ``"base"``: those that the
             model was built with; a number: one probability for every site.
@@ -50,7 +51,9 @@ class MCDropout(AnyCallback):
         chunk_size: How many passes run at a time, folded into the batch, at least 1. On a CPU more than 1 is slower, on
             a GPU with small batches faster.
         output: Where in the model's output the tensor to average stands, if it returns more than that: a dotted path
-            such as ``"logits"`` or ``"1"``. The step receives the whole output, with the mean predictive in that place.
+            such as ``"logits"`` or ``"1"``. The step receives the whole output, with the mean predictive in that place
+            and ``None`` for what cannot be averaged (a decoder's key-value cache, lists of boxes); if left out, that is
+            an error.
         sites: Glob pattern or patterns of the sites to sample.
         exclude: Patterns of sites, or of modules unknown to the package, to leave alone.
         kinds: Kinds of sites to sample; ``"drop_path"`` and ``"layer_drop"`` join if named.
@@ -67,7 +70,7 @@ class MCDropout(AnyCallback):
     Raises:
         ValueError: At construction for impossible arguments; at the start of a fit or stage if no site matches or
             sampling would find only rates of 0; in the first step if no call, or two different ones, could be sampled,
-            or if the outputs do not fit ``task`` or cannot be averaged.
+            or if the outputs do not fit ``task`` or cannot be averaged; where a label is no class.
         RuntimeError: In the first step of a loader if passes change a buffer or the input, or do not differ.
 
     Source:
@@ -85,7 +88,7 @@ class MCDropout(AnyCallback):
         task: Task,
         stages: Sequence[Stage] = ("test", "predict"),
         module: str = "auto",
-        labels: Union[str, Callable[[Any], Any]] = "auto",  # noqa: UP007  (jsonargparse reads it)
+        labels: Union[str, Callable[[Any], Any], None] = "auto",  # noqa: UP007  (jsonargparse reads it)
         rates: Union[Literal["trained", "base"], float] = "trained",  # noqa: UP007
         compare: bool = True,
         masks: Masks = "independent",

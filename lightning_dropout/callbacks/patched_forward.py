@@ -1,7 +1,8 @@
 """Lend modules another ``forward`` for a while: the call is ours, what runs inside it is the module as it was.
 
 Works on instances, in their ``__dict__``, and knows nothing of sampling. No forward is wrapped by ``functools.wraps``:
-that would copy a compiled forward's markers, and the compiler would pass us by.
+that would copy a compiled forward's markers, and the compiler would pass us by. A copy of a module, or a pickle, has
+nothing of ours: our forward would call that of the original. So ``__reduce_ex__``, which both ask for, is lent as well.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,8 +51,9 @@ class PatchedForwards:
     def lend(self, module: nn.Module, name: str, value: Callable[..., Any]) -> None:
         """Let ``module.name`` be ``value``."""
         held = vars(module)
-        self._lent.append((held, name, held.get(name, _ABSENT), value))
-        held[name] = value
+        if not any(each is held for each, *_ in self._lent):
+            self._lend(held, "__reduce_ex__", self._plain(module))
+        self._lend(held, name, value)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -67,6 +69,20 @@ class PatchedForwards:
         """Give everything back for good."""
         self._put_back()
         self._lent = []
+
+    def _lend(self, held: dict[str, Any], name: str, value: Callable[..., Any]) -> None:
+        self._lent.append((held, name, held.get(name, _ABSENT), value))
+        held[name] = value
+
+    def _plain(self, module: nn.Module) -> Callable[..., Any]:
+        """Return the ``__reduce_ex__`` of ``module``, of what it holds without us."""
+
+        def reduce(protocol: Any) -> tuple[Any, ...]:
+            with self.suspended():
+                parts = type(module).__reduce_ex__(module, protocol)
+                return tuple({**part} if part is vars(module) else part for part in parts)
+
+        return reduce
 
     def _put_back(self) -> None:
         for held, name, before, _ in reversed(self._lent):

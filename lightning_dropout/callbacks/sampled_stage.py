@@ -240,7 +240,7 @@ class SampledStage:
             self._say("the module is called several times in a step; keys that need labels are left out.")
             return None
         labels = comparison.labels(batch, self._calls[0]["mc"])
-        if labels is None and self.settings.task != "raw":
+        if labels is None and comparison.where is not None and self.settings.task != "raw":
             self._say("found no labels in the batch; pass `labels=` for accuracy and calibration.")
         return labels
 

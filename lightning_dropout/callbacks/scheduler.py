@@ -13,7 +13,7 @@ from lightning_dropout import log_keys
 from lightning_dropout.callbacks.rate_arguments import Rates
 from lightning_dropout.callbacks.rate_scheduler import CompileMode, RateScheduler
 from lightning_dropout.nn import depth_rates
-from lightning_dropout.sites import Site, path_slots
+from lightning_dropout.sites import Site, path_slots, sites_of
 
 __all__ = ["DropoutScheduler", "StochasticDepthScheduler"]
 
@@ -161,7 +161,8 @@ class StochasticDepthScheduler(RateScheduler):
             return super()._find(model, pattern)
         except ValueError as error:
             slots = path_slots(model, pattern, self._exclude)
-            if not slots or self._fill_identity:
+            missing = not any(site.kind in self.kinds for site in sites_of(model, pattern, self._exclude, strict=False))
+            if not missing or not slots or self._fill_identity:
                 raise
             raise ValueError(
                 f"{error} Or pass `fill_identity=True` with `rate=` to StochasticDepthScheduler, which puts a DropPath "

@@ -11,12 +11,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, SumMetric
 
 from lightning_dropout.metrics.brier import BrierScore
 from lightning_dropout.metrics.calibration import CalibrationError
 from lightning_dropout.metrics.nll import NegativeLogLikelihood
 from lightning_dropout.metrics.probability_metric import ClassificationTask
+from lightning_dropout.sampling.losses import IGNORED
 from lightning_dropout.sampling.moments import wide
 from lightning_dropout.sampling.prediction import MCPrediction, Task
 
@@ -37,7 +38,9 @@ class PredictiveMetrics:
     """Accuracy, likelihood, calibration and uncertainty of a stream of :class:`MCPrediction`.
 
     Keys: ``accuracy``, ``nll``, ``brier``, ``ece`` for classes; the same without ``ece`` for multilabel; ``rmse``,
-    ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels, and are left out where a batch had none.
+    ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels, and are left out where a batch had none or
+    all labels were -100. As in torch's losses, samples, pixels or tokens of this label count in no score of
+    ``multiclass`` and ``probabilities``; in the uncertainties they do.
     Without: ``entropy`` and ``mutual_information`` for classes, ``aleatoric_variance`` and ``epistemic_variance`` for
     ``gaussian``, ``std`` for ``regression`` and ``raw``. A NaN among the values makes the result NaN.
 
@@ -60,7 +63,9 @@ class PredictiveMetrics:
     def __init__(self, task: Task, class_dim: int = 1, *, spread: bool = True) -> None:
         self.task = task
         self.class_dim = class_dim
-        self._labelled = _mean()  # share of the batches with labels; a metric, so that all ranks leave out the same
+        # Metrics, so that all ranks leave out the same.
+        self._labelled = _mean()  # share of the batches with labels
+        self._counted = SumMetric()  # labels that are not ignored
         single, several = _UNCERTAINTIES[task]
         self._uncertainties: dict[str, Metric] = {name: _mean() for name in (single + several if spread else single)}
         self._scores: dict[str, Metric] = {}  # those that need labels
@@ -80,32 +85,56 @@ class PredictiveMetrics:
 
     def to(self, device: torch.device) -> "PredictiveMetrics":
         """Move the sums to ``device`` and return this bundle."""
-        for metric in (self._labelled, *self._scores.values(), *self._uncertainties.values()):
+        for metric in (self._labelled, self._counted, *self._scores.values(), *self._uncertainties.values()):
             metric.to(device)
         return self
 
     @staticmethod
     def fits(prediction: MCPrediction, labels: Tensor, class_dim: int = 1) -> bool:
-        """Tell whether ``labels`` have the shape and type of targets for ``prediction``."""
+        """Tell whether ``labels`` have the shape and type of targets for ``prediction``; see :meth:`check`."""
         mean = prediction.mean
         if prediction.task in _CLASSES:
             shape = list(mean.shape)
-            classes = shape.pop(class_dim)
-            in_range = not labels.is_floating_point() and bool(((labels >= 0) & (labels < classes)).all())
-            return list(labels.shape) == shape and in_range
+            del shape[class_dim]
+            return list(labels.shape) == shape and not labels.is_floating_point()
         if prediction.task in _BITS:
-            return labels.numel() == mean.numel() and bool(((labels == 0) | (labels == 1)).all())
+            return labels.numel() == mean.numel()
         return labels.numel() == mean.numel() and labels.shape[:1] == mean.shape[:1]
 
+    @staticmethod
+    def check(prediction: MCPrediction, labels: Tensor, class_dim: int = 1) -> None:
+        """Raise for values among ``labels``, which fit, that are no targets for ``prediction``.
+
+        Raises:
+            ValueError: If a label is no class and not -100, or for ``binary`` and ``multilabel`` neither 0 nor 1.
+        """
+        if prediction.task in _CLASSES:
+            classes, labels = prediction.mean.shape[class_dim], labels.long()  # in uint8, -100 would be 156
+            wrong = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
+            allowed = f"from 0 to {classes - 1} for {classes} classes, or {IGNORED} for what is to be left out"
+        elif prediction.task in _BITS:
+            wrong = labels[(labels != 0) & (labels != 1)]
+            allowed = f'of 0 or 1 for task="{prediction.task}"'
+        else:
+            return
+        if wrong.numel():
+            raise ValueError(
+                f"Expected labels {allowed}, but got {wrong[0].item()}; pass `labels=` the place in the batch where "
+                "such labels are, or `labels=None` if batches have none."
+            )
+
     def update(self, prediction: MCPrediction, labels: Tensor | None) -> None:
-        """Take in one batch; ``labels=None`` updates what needs none."""
+        """Take in one batch; ``labels=None`` updates what needs none, and so do labels that all are -100."""
         for name, metric in self._uncertainties.items():
             value = getattr(prediction, name)
             metric.update(value.mean(), weight=value.numel())
         self._labelled.update(float(labels is not None))
         if labels is not None:
-            for name, arguments in self._arguments(prediction, labels).items():
-                self._scores[name].update(*arguments)
+            counted = int((labels.long() != IGNORED).sum()) if self.task in _CLASSES else labels.numel()
+            self._counted.update(counted)
+            if counted:
+                for name, arguments in self._arguments(prediction, labels).items():
+                    self._scores[name].update(*arguments)
 
     def compute(self) -> dict[str, Tensor]:
         """Return every metric that has seen all data, synchronised over the ranks: call it on every rank.
@@ -114,10 +143,10 @@ class PredictiveMetrics:
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # before an update: such a rank
-            labelled = self._labelled.compute()
+            labelled, counted = self._labelled.compute(), self._counted.compute()
             if labelled.isnan():
                 return {}
-            scores = self._scores if bool(labelled == 1) else {}
+            scores = self._scores if bool((labelled == 1) & (counted > 0)) else {}
             return {name: metric.compute() for name, metric in {**scores, **self._uncertainties}.items()}
 
     def _arguments(self, prediction: MCPrediction, labels: Tensor) -> dict[str, tuple[Tensor, ...]]:
@@ -126,7 +155,10 @@ class PredictiveMetrics:
             if self.task == "probabilities":  # those of half precision sum to 1 only roughly
                 mean = mean / mean.sum(self.class_dim, keepdim=True)
             logs = mean.log() if self.task == "probabilities" else prediction.logits
-            mean, logs = mean.movedim(self.class_dim, 1), logs.movedim(self.class_dim, 1)
+            labels = labels.long()  # in eight bits a class may look like another
+            kept = labels != IGNORED
+            mean, logs = (values.movedim(self.class_dim, -1)[kept] for values in (mean, logs))
+            labels = labels[kept]
             right = (mean.argmax(1) == labels).float()
             return {"accuracy": _weighted(right), "nll": (logs, labels), "brier": (mean, labels), "ece": (mean, labels)}
         labels = labels.reshape(mean.shape)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lightning_dropout.sampling.prediction import Outputs, Task
 
-__all__ = ["Loss", "find_loss"]
+__all__ = ["IGNORED", "Loss", "find_loss"]
 
 Loss = Callable[[Any], Tensor]
 _Criterion = Callable[[Tensor, Tensor, int, str], Tensor | None]
 
-_IGNORED = -100  # the label that torch's cross entropy, and every library on top, leaves out
+IGNORED = -100  # the label that torch's cross entropy, and every library on top, leaves out
 
 
 def find_loss(own: Tensor, values: Outputs, labels: Iterable[Tensor], task: Task, class_dim: int) -> Loss | None:
@@ -95,10 +95,10 @@ def _next_token_cross_entropy(scores: Tensor, labels: Tensor, class_dim: int, re
 
 def _of_classes(scores: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
     scores, labels = scores.reshape(-1, scores.shape[-1]), labels.flatten().long()
-    in_range = (labels == _IGNORED) | ((labels >= 0) & (labels < scores.shape[1]))
+    in_range = (labels == IGNORED) | ((labels >= 0) & (labels < scores.shape[1]))
     if len(labels) != len(scores) or scores.shape[1] < 2 or not in_range.all():  # a GPU would not survive the last
         return None
-    return F.cross_entropy(scores, labels, ignore_index=_IGNORED, reduction=reduction)
+    return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction=reduction)
 
 
 def _binary_cross_entropy(scores: Tensor, labels: Tensor, class_dim: int, reduction: str) -> Tensor | None:

@@ -5,6 +5,7 @@ passes' losses is not the loss of their mean.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,6 @@ from lightning_dropout.sampling.prediction import Outputs, Task, check_outputs
 from lightning_dropout.sampling.structures import children_of, filled, is_loss, leaves_of, nodes_of
 
 __all__ = ["Rest", "check_output", "select"]
-
-_CURE = (
-    "pass `output=` a function that returns the tensor to average, or leave the field out of what the forward returns"
-)
 
 
 def check_output(output: object) -> None:
@@ -55,9 +52,10 @@ def select(outputs: Any, output: str | Callable[[Any], Any] | None, task: Task, 
 class Rest:
     """What a model returns beside the tensor that a task is about, averaged over the passes of one batch.
 
-    Floating tensors are averaged, everything else must be equal in all passes. A field called ``loss``, or ending in
-    ``_loss``, is computed again from the mean prediction and the labels among the model's inputs. Where ``output`` is a
-    function, the place of its result is unknown, so there is no rest.
+    Floating tensors are averaged, everything else must be equal in all passes. Where ``output`` is a path, a field of
+    which this is not so is ``None`` in all its parts, since the user has said what to average; else it is an error. A
+    field called ``loss``, or ending in ``_loss``, is computed again from the mean prediction and the labels among the
+    model's inputs. Where ``output`` is a function, the place of its result is unknown, so there is no rest.
 
     Args:
         outputs: What the first pass returned; it still has to be taken in by :meth:`update`.
@@ -67,7 +65,8 @@ class Rest:
         inputs: What the model was called with, in any nesting: where the labels of a loss are looked for.
 
     Raises:
-        ValueError: If no tensor can be selected, or there is a loss that follows from no labels among ``inputs``.
+        ValueError: If no tensor can be selected, there is a loss that follows from no labels among ``inputs``, or an
+            object keeps tensors to itself and ``output`` is ``None``.
 
     Example:
         >>> first, second = ({"logits": torch.full((1, 2), x), "score": torch.tensor(x)} for x in (1.0, 3.0))
@@ -75,6 +74,10 @@ class Rest:
         >>> _ = rest.update(first), rest.update(second)
         >>> rest.fill(torch.zeros(1, 2))
         {'logits': tensor([[0., 0.]]), 'score': tensor(2.)}
+        >>> rest = Rest({**first, "tag": "a"}, "logits", "multiclass", 1, inputs=())
+        >>> _ = rest.update({**first, "tag": "a"}), rest.update({**second, "tag": "b"})
+        >>> rest.fill(torch.zeros(1, 2))["tag"] is None
+        True
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Rest:
         self._count = 0
         self._means: dict[str, Tensor] = {}
         self._losses: dict[str, Loss] = {}
+        self._left_out: set[str] = set()  # fields that are `None` in the end
         self._first = outputs
         self._chosen = select(outputs, output, task, class_dim)
         if callable(output):
@@ -99,10 +103,16 @@ class Rest:
                         f"Expected `{path}` in the output to follow from the selected tensor and labels among the "
                         "model's inputs, as cross entropy (of the next tokens, too), binary cross entropy or squared "
                         "error, but got another loss, whose mean over passes is not the loss of their mean; call the "
-                        "model without labels in this step and compute the loss from its other outputs, or pass "
-                        "`output=` a function that returns the tensor to average."
+                        "model without labels in this step and compute the loss from its other outputs, or leave it "
+                        "out of what the forward returns."
                     )
                 self._losses[path] = loss
+            elif not _is_inside(path, self._place) and _hides_tensors(leaf):  # one object for all passes, perhaps
+                self._leave_out(
+                    path,
+                    f"Expected the tensors in the output to stand where they can be averaged, but got `{path}`, "
+                    f"{_brief(leaf)} that keeps those of one pass to itself",
+                )
 
     def select(self, outputs: Any) -> Outputs:
         """Return the tensor, or pair, that the task is about, and take in nothing."""
@@ -112,8 +122,8 @@ class Rest:
             name = "the output" if callable(self._output) or not self._place else f"`{self._place}` in the output"
             raise ValueError(
                 f"Expected {name} to have one shape in all passes, but got {shapes} and {found}; passes of different "
-                "shape, such as lists of boxes, have no mean: pass `output=` a function that returns a tensor of fixed "
-                "shape."
+                "shape, such as lists of boxes, have no mean: name another tensor with `output=`, or let the forward "
+                "return one of fixed shape."
             )
         return tuple(chosen) if isinstance(chosen, list) else chosen  # type: ignore[return-value]
 
@@ -121,20 +131,18 @@ class Rest:
         """Take in one pass and return the tensor, or pair, that the task is about.
 
         Raises:
-            ValueError: If something that cannot be averaged differs from the first pass; the message names the field.
+            ValueError: If something that cannot be averaged differs from the first pass, and is a loss or ``output``
+                is ``None``; the message names the field.
         """
         chosen = self.select(outputs)
         self._count += 1
         if callable(self._output):
             return chosen
         leaves = leaves_of(outputs)
-        different = leaves.keys() ^ self._leaves.keys()
-        if different:
-            raise ValueError(
-                f"Expected the same fields in all passes, but got `{min(different)}` in some only; {_CURE}."
-            )
+        for path in sorted(leaves.keys() ^ self._leaves.keys()):
+            self._leave_out(path, f"Expected the same fields in all passes, but got `{path}` in some only")
         for path, leaf in leaves.items():
-            if path not in self._losses and not _is_inside(path, self._place):
+            if path not in self._losses and not _is_inside(path, self._place) and not self._is_left_out(path):
                 self._take_in(path, self._leaves[path], leaf)
         return chosen
 
@@ -146,26 +154,46 @@ class Rest:
         parts = predictive if isinstance(predictive, tuple) else (predictive,)
         values.update(zip((path for path in values if _is_inside(path, self._place)), parts, strict=True))
         values.update({path: mean.to(values[path].dtype) for path, mean in self._means.items()})
+        values.update({path: None for path in values if self._is_left_out(path)})
         values.update({path: loss(predictive).to(values[path].dtype) for path, loss in self._losses.items()})
         return filled(self._first, values)
 
     def _take_in(self, path: str, first: Any, leaf: Any) -> None:
         if not _is_floating(first) or not _is_floating(leaf):
             if not _equal(first, leaf):
-                raise ValueError(
+                self._leave_out(
+                    path,
                     f"Expected `{path}` in the output to be equal in all passes, since it is no floating tensor that "
-                    f"could be averaged, but got {_brief(first)} and {_brief(leaf)}, which differ; {_CURE}."
+                    f"could be averaged, but got {_brief(first)} and {_brief(leaf)}, which differ",
                 )
         elif first.shape != leaf.shape:
-            raise ValueError(
+            self._leave_out(
+                path,
                 f"Expected `{path}` in the output to have one shape in all passes, but got {tuple(first.shape)} and "
-                f"{tuple(leaf.shape)}; {_CURE}."
+                f"{tuple(leaf.shape)}",
             )
         else:
             values = leaf.to(torch.promote_types(leaf.dtype, torch.float32), copy=path not in self._means)
             mean = self._means.setdefault(path, values)
             deviation = (values - mean).masked_fill_(values == mean, 0.0)  # a mask's -inf has no deviation
             mean.add_(deviation, alpha=1 / self._count)
+
+    def _leave_out(self, path: str, problem: str) -> None:
+        """Give up the field around ``path``, or raise where the user has not said what to average."""
+        steps = path.split(".")
+        fields = [".".join(steps[:count]) for count in range(1, len(steps) + 1)]
+        if is_loss(path):
+            raise ValueError(f"{problem}; call the model without labels in this step, or leave the loss out.")
+        if self._output is None:
+            cache = ", for decoders `use_cache=False`" if "past_key_values" in steps else ""
+            raise ValueError(
+                f'{problem}; pass `output="{self._place}"`, after which such fields are None, or leave the field out '
+                f"of what the forward returns{cache}."
+            )
+        self._left_out.add(next(field for field in fields if not _is_inside(self._place, field)))
+
+    def _is_left_out(self, path: str) -> bool:
+        return any(_is_inside(path, field) for field in self._left_out)
 
 
 # --- places --------------------------------------------------------------------------------------------------------
@@ -203,6 +231,21 @@ def _is_inside(path: str, place: str) -> bool:
 
 def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _hides_tensors(leaf: Any) -> bool:
+    """Tell whether an object, such as a key-value cache, has tensors among what it holds."""
+    seen: dict[int, Any] = {}
+    waiting = [] if isinstance(leaf, Tensor) else [leaf]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            return True
+        if id(part) not in seen and not isinstance(part, type | ModuleType):
+            seen[id(part)] = part
+            children = children_of(part)
+            waiting += (getattr(part, "__dict__", {}) if children is None else children).values()
+    return False
 
 
 def _shapes(outputs: Any) -> Any:

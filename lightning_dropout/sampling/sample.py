@@ -80,7 +80,9 @@ def mc_sample(
         rates: One probability for every site during the passes, in [0, 1]; ``None`` samples at the rates they have.
         seed: What the masks follow from.
         output: Where in the model's output the tensor to average stands, if it returns more than that: a dotted path
-            such as ``"logits"`` or ``"1"``, or a function of the output.
+            such as ``"logits"`` or ``"1"``, or a function of the output. After a path, what else the model returns and
+            cannot be averaged (a decoder's key-value cache, lists of boxes) is ``None`` in ``predictive``; without one
+            it is an error. After a function ``predictive`` is the tensor alone.
         return_samples: Whether to keep all passes, (T, ...), in ``samples``.
         kwargs: What the model is called with.
 

@@ -42,13 +42,13 @@ def find_sites(
         model: Any module; wrappers such as DDP, FSDP, checkpointing and ``torch.compile`` leave no trace in the names.
         include: Glob pattern or patterns on dotted names; a pattern may begin at any dot, so ``"blocks.*"`` finds
             ``"net.blocks.0.drop"``. A shared site is found by the name of any of its users.
-        exclude: Patterns to leave out; they win over ``include``.
+        exclude: Patterns to leave out; they win over ``include``. Each has to match a site of any kind, or a module.
         kinds: Kinds to keep; ``None`` keeps all.
 
     Raises:
-        ValueError: If nothing matches (the message names what comes close), if a module holds what looks like a rate
-            and neither an adapter nor its source code tells how it drops, if it is TorchScript or quantised and drops,
-            or if an adapter's attribute holds no probability.
+        ValueError: If nothing matches, or a pattern of ``exclude`` matches nothing (the message names what comes
+            close), if a module holds what looks like a rate and neither an adapter nor its source code tells how it
+            drops, if it is TorchScript or quantised and drops, or if an adapter's attribute holds no probability.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.ReLU(), nn.Dropout(0.5))
@@ -66,6 +66,7 @@ def find_sites(
     found = [site for site in sites_of(model, include, exclude) if site.kind in wanted]
     if not found:
         raise ValueError(_nothing_found(model, include, exclude, wanted))
+    _refuse_idle(model, exclude)
     return found
 
 
@@ -174,6 +175,29 @@ def _refuse_unexplained(name: str, module: nn.Module, source: ClassSource) -> No
         )
 
 
+def _refuse_idle(model: nn.Module, exclude: Patterns) -> None:
+    """Raise for a pattern that leaves nothing out: what it was to spare would drop."""
+    if not exclude:
+        return
+    sites = [user.name for site in sites_of(model, strict=False) for user in site.users]
+    modules = [(name, module) for name, module, _ in walk(model)]
+    known = [*sites, *(name for name, _ in modules), *empty_slots(model)]
+    known += [join(name, path) for name, module in modules for path in source_of(type(module)).unexplained]
+    for pattern in (exclude,) if isinstance(exclude, str) else exclude:
+        if not any(matches(name, pattern) for name in known):
+            raise ValueError(
+                f"Expected `exclude` to match sites or modules of {type(model).__name__}, but got {pattern!r}, which "
+                f"matches none; leave it out, or name what is there, {_nearest(pattern, known)}."
+            )
+
+
+def _nearest(patterns: Patterns, names: Sequence[str]) -> str:
+    """Return what of ``names`` comes close to the patterns, or the first few of them, and which of both it is."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    near = [hit for pattern in patterns for hit in difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)]
+    return f"{'closest' if near else 'e.g.'}: {', '.join(dict.fromkeys(near or names[:5]))}"
+
+
 def _nothing_found(model: nn.Module, include: Patterns, exclude: Patterns, kinds: tuple[str, ...]) -> str:
     everything = sites_of(model, strict=False)
     wanted = f"sites={include!r}" + (f", exclude={exclude!r}" if exclude else "")
@@ -191,13 +215,10 @@ def _nothing_found(model: nn.Module, include: Patterns, exclude: Patterns, kinds
             f"dropout layers, or teach the package your own with `register_adapter`.{left}"
         )
     names = [site.name for site in everything if site.kind in kinds] or [site.name for site in everything]
-    patterns = (include,) if isinstance(include, str) else tuple(include)
-    near = [hit for pattern in patterns for hit in difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)]
-    shown = ", ".join(dict.fromkeys(near or names[:5]))
     others = {site.kind for site in everything if selected(site, include, exclude)}
     hint = f"; what matches is of kind {', '.join(sorted(others))}" if others else ""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(site.kind for site in everything).items()))
     return (
         f"Expected a site that matches, but got none for {wanted}; the model has {len(everything)} "
-        f"({counts}), {'closest' if near else 'e.g.'}: {shown}{hint}.{left}"
+        f"({counts}), {_nearest(include, names)}{hint}.{left}"
     )

@@ -53,15 +53,27 @@ def test_labels_that_fit(batch: object) -> None:
     assert found is Y
 
 
-@pytest.mark.parametrize("labels", [Y + 7, Y.float(), Y[:-1], "words", None])
+@pytest.mark.parametrize("labels", [Y.float(), Y[:-1], "words", None])
 def test_a_guess_that_does_not_fit_is_none(labels: Tensor) -> None:
     assert comparison().labels((0, labels), predict()) is None
+
+
+@pytest.mark.parametrize("labels", ["auto", "1"])
+def test_labels_that_are_no_classes_are_an_error_and_ignored_ones_are_not(labels: str) -> None:
+    with pytest.raises(ValueError, match=r"Expected labels from 0 to 2 for 3 classes, or -100 .* but got 7;"):
+        comparison(labels=labels).labels((0, Y + 7), predict())
+    ignored = Y.masked_fill(Y == 1, -100)
+    assert comparison(labels=labels).labels((0, ignored), predict()) is ignored
+
+
+def test_a_batch_may_be_said_to_have_none() -> None:
+    assert comparison(labels=None).labels((0, Y + 7), predict()) is None
 
 
 def test_a_place_of_the_users_own_that_does_not_fit_is_an_error() -> None:
     assert comparison(labels="0").labels((Y, 0), predict()) is Y
     with pytest.raises(ValueError, match=r"Expected `labels` to lead to.*got \(6,\) for predictions of shape \(6, 3\)"):
-        comparison(labels="0").labels((Y + 7, 0), predict())
+        comparison(labels="0").labels((Y.float(), 0), predict())
 
 
 def test_raw_outputs_have_no_labels() -> None:

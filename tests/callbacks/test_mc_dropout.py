@@ -1,5 +1,6 @@
 """Monte-Carlo dropout around a module that knows nothing of it; every number against one counted by hand."""
 
+import copy
 import dataclasses
 import math
 import random
@@ -428,7 +429,8 @@ def test_labels_by_path_or_function(make_trainer: MakeTrainer, data: TensorDatas
         ("2", r"Expected `labels` to be a path into the batch, but got '2', which ends at '2'; the batch is a list"),
         ("y", r"Expected `labels` to be a path into the batch, but got 'y'"),
         (lambda batch: None, r"but got NoneType for predictions of shape \(4, 3\)"),
-        (lambda batch: batch[1] + 1, r"Expected `labels` to lead to the targets"),
+        (lambda batch: batch[1] + 1, r"Expected labels from 0 to 2 for 3 classes, .* but got 3"),
+        (lambda batch: batch[1].float(), r"Expected `labels` to lead to the targets"),
     ],
 )
 def test_labels_that_lead_nowhere(
@@ -441,7 +443,7 @@ def test_labels_that_lead_nowhere(
 def test_without_labels_the_keys_that_need_none(
     make_trainer: MakeTrainer, data: TensorDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strange = DataLoader(TensorDataset(data.tensors[0], torch.full((10,), -1)), batch_size=4)
+    strange = DataLoader(TensorDataset(data.tensors[0], torch.full((10,), -1.0)), batch_size=4)
     module = Plain()
     module.test_step = lambda batch, batch_idx: module.seen.append(module(batch[0]))  # type: ignore[method-assign]
     with caplog.at_level("INFO"):
@@ -452,12 +454,71 @@ def test_without_labels_the_keys_that_need_none(
 
 def test_labels_of_some_batches_make_no_score(make_trainer: MakeTrainer, data: TensorDataset) -> None:
     x, y = data.tensors
-    partly = DataLoader(TensorDataset(x, torch.cat([y[:8], torch.full((2,), -1)])), batch_size=4)
+    partly = DataLoader([(x[:8], y[:8]), (x[8:], torch.full((2,), -1.0))], batch_size=None)  # type: ignore[arg-type]
     module = Plain()
     module.test_step = lambda batch, batch_idx: module.seen.append(module(batch[0]))  # type: ignore[method-assign]
     (metrics,) = make_trainer(MCDropout(T, task="multiclass")).test(module, partly, verbose=False)
     assert "test/mc/accuracy" not in metrics  # of 8 of 10 samples, it would pass for one of all
     assert "test/mc/entropy" in metrics
+
+
+def test_numbers_that_are_no_labels(
+    make_trainer: MakeTrainer, data: TensorDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guess that takes the numbers of the samples for labels must not pass in silence."""
+    numbered = DataLoader(TensorDataset(data.tensors[0], torch.arange(10)), batch_size=4)
+    module = Plain()
+    module.test_step = lambda batch, batch_idx: module.seen.append(module(batch[0]))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"Expected labels from 0 to 2 for 3 classes, or -100 .*, or `labels=None` if"):
+        make_trainer(MCDropout(T, task="multiclass")).test(module, numbered, verbose=False)
+    with caplog.at_level("INFO"):
+        (metrics,) = make_trainer(MCDropout(T, task="multiclass", labels=None)).test(module, numbered, verbose=False)
+    assert metrics.keys() == {"test/mc/entropy", "test/mc/mutual_information", "test/det/entropy"}
+    assert "found no labels" not in caplog.text
+
+
+@pytest.mark.parametrize("labels", ["auto", "1"])
+def test_ignored_labels_are_left_out(make_trainer: MakeTrainer, data: TensorDataset, labels: str) -> None:
+    """A step whose loss ignores them, too, comes to the same number."""
+    x, y = data.tensors
+    y = y.clone()
+    y[1::3] = -100
+    y[4:8] = -100  # the second batch
+    kept = y != -100
+
+    class Ignoring(Plain):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.seen.append(self(batch[0]))
+
+    module, loader = Ignoring(), DataLoader(TensorDataset(x, y), batch_size=4)
+    (metrics,) = make_trainer(MCDropout(T, task="multiclass", labels=labels)).test(module, loader, verbose=False)
+    logs = torch.cat(module.seen)
+    assert metrics["test/mc/nll"] == pytest.approx(F.cross_entropy(logs, y).item(), rel=1e-5)
+    right = (logs.argmax(1) == y)[kept].float().mean().item()
+    assert metrics["test/mc/accuracy"] == pytest.approx(right)
+    nothing = DataLoader(TensorDataset(x, torch.full((10,), -100)), batch_size=4)
+    (metrics,) = make_trainer(MCDropout(T, task="multiclass", labels=labels)).test(module, nothing, verbose=False)
+    assert metrics.keys() == {"test/mc/entropy", "test/mc/mutual_information", "test/det/entropy"}
+
+
+class CopiesInAStep(Plain):
+    """As those do who keep a moving average, or write a model while it is tested."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        whole, net = copy.deepcopy(self), copy.deepcopy(self.net)
+        with torch.no_grad():
+            for weights in (*whole.parameters(), *net.parameters()):
+                weights.zero_()
+        assert not whole(batch[0]).any()
+        assert not net(batch[0]).any()
+        assert not any("forward" in vars(part) for part in (*whole.modules(), *net.modules()))
+        assert self(batch[0]).any()
+        assert "forward" in vars(self)
+
+
+def test_a_copy_made_in_a_step_is_a_module_of_its_own(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
+    (metrics,) = make_trainer(MCDropout(T, task="multiclass")).test(CopiesInAStep(), loader, verbose=False)
+    assert "test/mc/nll" in metrics
 
 
 def test_each_loader_has_its_own_keys(make_trainer: MakeTrainer, data: TensorDataset) -> None:

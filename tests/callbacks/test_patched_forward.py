@@ -1,5 +1,7 @@
 """Another ``forward`` for a while: ours is called, the module inside is as it was, and everything comes back."""
 
+import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +62,64 @@ def test_what_was_there_comes_back() -> None:
     assert {name: dict(vars(part)) for name, part in module.named_modules()} == before
     assert module.forward is own
     forwards.give_back()  # nothing to do
+
+
+class Own(nn.Linear):
+    """Says itself what is copied."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "notes": "copied"}
+
+
+class LendsForwardOnly(PatchedForwards):
+    """A planted bug: a copy takes our forward along."""
+
+    def _plain(self, module: nn.Module) -> Any:
+        return lambda protocol: type(module).__reduce_ex__(module, protocol)
+
+
+def pickled(module: Any) -> Any:
+    return pickle.loads(pickle.dumps(module))
+
+
+def check_copy(forwards: PatchedForwards, make: Any) -> None:
+    net = nn.Sequential(Own(2, 2), Outer())
+    for part in net.modules():
+        forwards.patch(part, passes_by)
+    forwards.lend(net, "step", lambda: "lent")
+    before = {name: {**vars(part)} for name, part in net.named_modules()}
+    for part, expected in ((net, 1.0), (net[0], 0.0), (net[1], 1.0)):
+        copied = make(part)
+        assert [*map(type, copied.modules())] == [*map(type, part.modules())]
+        assert all(map(torch.equal, copied.parameters(), part.parameters()))
+        with torch.no_grad():
+            for weights in copied.parameters():
+                weights.zero_()
+        assert copied(torch.ones(1, 2)).tolist() == [[expected] * 2]  # of its own weights, not those of the original
+        assert not any({"forward", "step", "__reduce_ex__"} & vars(each).keys() for each in copied.modules())
+    assert make(net[0]).notes == "copied"
+    assert {name: {**vars(part)} for name, part in net.named_modules()} == before
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+def test_a_copy_has_nothing_of_ours(make: Any) -> None:
+    check_copy(PatchedForwards(), make)
+
+
+def test_that_check_fails_for_a_copy_of_the_patch() -> None:
+    with pytest.raises(AssertionError):
+        check_copy(LendsForwardOnly(), copy.deepcopy)
+
+
+def test_a_copy_keeps_a_forward_of_the_users_own() -> None:
+    module, forwards = Outer(), PatchedForwards()
+    module.forward = own = lambda x: x  # type: ignore[method-assign, assignment]
+    forwards.patch(module, passes_by)
+    forwards.patch(module, passes_by)
+    assert copy.deepcopy(module).forward is own
+    assert copy.copy(module).forward is own
+    forwards.give_back()
+    assert module.forward is own
 
 
 @pytest.mark.parametrize("error", [RuntimeError("planted"), KeyboardInterrupt()])

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from lightning_dropout.callbacks import MCDropout, sampled_stage
 from lightning_dropout.callbacks.patched_forward import PatchedForwards
 from lightning_dropout.randomness import derive_seed, seed_everywhere
+from lightning_dropout.sampling import mc_sample
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -384,6 +385,53 @@ def test_outputs_that_cannot_be_averaged_are_refused_by_name(
     assert not any(part.training or "forward" in vars(part) for part in module.modules())
 
 
+def decoder(kind: str) -> nn.Module:
+    """Keeps a cache of keys and values, by default."""
+    import transformers
+
+    if kind == "GPT2":
+        gpt2 = transformers.GPT2Config(
+            n_embd=8, n_layer=2, n_head=2, n_positions=8, vocab_size=11, bos_token_id=0, eos_token_id=0
+        )
+        return transformers.GPT2LMHeadModel(gpt2)
+    llama = transformers.LlamaConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=11,
+        attention_dropout=0.5, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(llama)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_decoders_with_a_cache(make_trainer: MakeTrainer, kind: str, chunk_size: int) -> None:
+    class Decoding(Module):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.seen.append(self.net(input_ids=batch["input_ids"]))
+
+    tokens = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "labels": tokens.masked_fill(tokens > 8, -100)}
+    net = decoder(kind).eval()
+    assert net(tokens).past_key_values is not None
+    arguments: dict[str, Any] = {"task": "multiclass", "class_dim": 2, "chunk_size": chunk_size}
+    prediction = mc_sample(net, tokens, num_samples=T, output="logits", **arguments)
+    module = Decoding(net)
+    loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    (metrics,) = make_trainer(MCDropout(T, output="logits", **arguments)).test(module, loader, verbose=False)
+    for outputs in (prediction.predictive, *module.seen):
+        assert outputs.past_key_values is None
+        torch.testing.assert_close(outputs.logits.exp().sum(2), torch.ones(4, 6))
+    logs, kept = module.seen[0].logits, batch["labels"] != -100
+    nll = F.cross_entropy(logs[kept], tokens[kept]).item()
+    assert metrics["test/mc/nll"] == pytest.approx(nll, rel=1e-4)
+    message = r'pass `output="logits"`, .*, for decoders `use_cache=False`\.'
+    with pytest.raises(ValueError, match=message):
+        mc_sample(net, tokens, num_samples=T, **arguments)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(MCDropout(T, **arguments)).test(module, loader, verbose=False)
+    plain = mc_sample(net, tokens, num_samples=T, use_cache=False, **arguments)
+    torch.testing.assert_close(plain.mean, prediction.mean)
+
+
 # --- values that are none -------------------------------------------------------------------------------------------
 
 
@@ -482,7 +530,8 @@ if __name__ == "__main__":
             for masks in ("shared", "independent", "independent"):
                 if masks == "shared" or num_workers == 0:
                     module.masks, module.outputs = [], {}
-                    run = trainer(world_size, MCDropout(T, task="multiclass", masks=masks, stages=["test"]))
+                    callback = MCDropout(T, task="multiclass", masks=masks, stages=["test"], labels=None)
+                    run = trainer(world_size, callback)
                     run.test(module, loader, verbose=False)
                     hashes = []
                     for before, after in module.masks:
@@ -494,7 +543,8 @@ if __name__ == "__main__":
     y = torch.randint(0, 3, (70,))
     for name, length, labels in (
         ("no batch", 70 if rank == 0 else 0, y),
-        ("no labels", 70, y if rank == 0 else torch.full((70,), -1)),
+        ("ignored", 70, y if rank == 0 else torch.full((70,), -100)),
+        ("no labels", 70, y if rank == 0 else torch.full((70,), -1.0)),
     ):
         loaders = [DataLoader(Uneven(x, y, 70), 32), DataLoader(Uneven(x, labels, length), 32)]
         module.outputs = {}
@@ -552,13 +602,14 @@ def test_ranks(tmp_path: Path) -> None:
 
     # ranks of which one has nothing to say come to the same keys and numbers; it lists the loaders that it has seen
     logged: dict[str, dict[str, float]] = {}
-    for name in ("no batch", "no labels", "invalid"):
+    for name in ("no batch", "no labels", "ignored", "invalid"):
         one, other = ({key: value for part in result[name] for key, value in part.items()} for result in ranks)
         assert one == other
         logged[name] = one
     of_second = {"test/mc/nll/dataloader_idx_1", "test/det/nll/dataloader_idx_1"}
     assert logged["no batch"].keys() >= of_second
     assert not logged["no labels"].keys() & of_second
+    assert logged["ignored"].keys() >= of_second
     assert logged["no labels"].keys() >= {"test/mc/nll", "test/mc/entropy/dataloader_idx_1"}
     assert logged["invalid"]["test/mc/num_invalid"] == 4
     *_, second_last, last = (tmp_path / "2" / "said.txt").read_text().split("MCDropout: the test metrics of")

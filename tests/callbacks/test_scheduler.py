@@ -74,6 +74,18 @@ def test_filling_needs_rates() -> None:
         StochasticDepthScheduler(scale=0.1, fill_identity=True)
 
 
+def test_filling_is_no_cure_for_a_wrong_word_in_exclude() -> None:
+    """As timm keeps an ``Identity`` in the first block, whose rate is 0."""
+    model = nn.ModuleDict({"a": nn.Module(), "b": nn.Module()})
+    model["a"].drop_path = nn.Identity()
+    with pytest.raises(ValueError, match="Or pass `fill_identity=True`"):
+        StochasticDepthScheduler(rate=0.1)._find(model, "*")
+    model["b"].drop_path = DropPath(0.1)
+    with pytest.raises(ValueError, match=r"Expected `exclude` .* but got 'ab'") as error:
+        StochasticDepthScheduler(rate=0.1, exclude="ab")._find(model, "*")
+    assert "fill_identity" not in str(error.value)
+
+
 def test_the_key_of_the_state_depends_on_the_name_alone() -> None:
     assert DropoutScheduler(rate=0.1).state_key == DropoutScheduler(scale=Linear(0, 1), sites="a").state_key
     assert DropoutScheduler(rate=0.1, name="a").state_key == "DropoutScheduler[a]"

@@ -210,14 +210,14 @@ def test_ranks_agree(as_ranks: Callable[[list[Metric]], list[Metric]]) -> None:
     logits, y = draw(T, N, C), torch.arange(N) % C
     whole = PredictiveMetrics("multiclass")
     whole.update(predict("multiclass", list(logits)), y)
-    for labels_of_second in (y[7:], None, "no batch"):
+    for labels_of_second in (y[7:], None, "no batch", torch.full((4,), -100)):
         ranks = [PredictiveMetrics("multiclass"), PredictiveMetrics("multiclass")]
-        if labels_of_second == "no batch":
+        if isinstance(labels_of_second, str):
             ranks[0].update(predict("multiclass", list(logits)), y)
         else:
             ranks[0].update(predict("multiclass", list(logits[:, :7])), y[:7])
             ranks[1].update(predict("multiclass", list(logits[:, 7:])), labels_of_second)
-        for name in ("_labelled", "_scores", "_uncertainties"):
+        for name in ("_labelled", "_counted", "_scores", "_uncertainties"):
             first, second = (getattr(rank, name) for rank in ranks)
             if isinstance(first, Metric):
                 as_ranks([first, second])
@@ -229,6 +229,9 @@ def test_ranks_agree(as_ranks: Callable[[list[Metric]], list[Metric]]) -> None:
         assert one == other
         if labels_of_second is None:
             assert one.keys() == {"entropy", "mutual_information"}
+        elif isinstance(labels_of_second, Tensor) and (labels_of_second == -100).all():
+            expected = score("multiclass", logits, torch.cat([y[:7], labels_of_second]), sizes=(N,))
+            assert {k: v.item() for k, v in one.items()} == pytest.approx(expected)
         else:
             assert one.keys() == whole.compute().keys()
             assert {k: v.item() for k, v in one.items()} == pytest.approx(
@@ -241,14 +244,13 @@ def test_ranks_agree(as_ranks: Callable[[list[Metric]], list[Metric]]) -> None:
     [
         ("multiclass", (N, C), torch.zeros(N).long(), True),
         ("multiclass", (N, C), torch.zeros(N), False),
-        ("multiclass", (N, C), torch.full((N,), C), False),
-        ("multiclass", (N, C), torch.full((N,), -100), False),
+        ("multiclass", (N, C), torch.full((N,), -100), True),
         ("multiclass", (N, C), torch.zeros(N, C).long(), False),
         ("multiclass", (N, C, 2), torch.zeros(N, 2).long(), True),
         ("multiclass", (N, C), torch.zeros(N + 1).long(), False),
         ("binary", (N, 1), torch.zeros(N), True),
         ("binary", (N,), torch.ones(N, 1).bool(), True),
-        ("binary", (N,), torch.full((N,), 2), False),
+        ("binary", (N,), torch.zeros(N + 1), False),
         ("multilabel", (N, C), torch.ones(N, C).long(), True),
         ("multilabel", (N, C), torch.ones(N).long(), False),
         ("regression", (N,), torch.full((N, 1), 7.5), True),
@@ -258,3 +260,73 @@ def test_ranks_agree(as_ranks: Callable[[list[Metric]], list[Metric]]) -> None:
 )
 def test_what_can_be_labels(task: Task, shape: tuple[int, ...], labels: Tensor, fits: bool) -> None:
     assert PredictiveMetrics.fits(predict(task, list(draw(T, *shape))), labels) is fits
+
+
+@pytest.mark.parametrize("task", ["multiclass", "probabilities"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_ignored_labels_count_in_no_score(task: Task, shape: tuple[int, ...]) -> None:
+    """Scores are those of the others alone, in batches of which one has none at all; uncertainties are of all."""
+    logits = draw(T, N, C, *shape)
+    y = (torch.arange(N * math.prod(shape)) % C).reshape(N, *shape)
+    ignored = torch.arange(y.numel()).reshape(y.shape) % 3 == 0
+    ignored[4:8] = True  # the second batch
+    outputs = logits if task == "multiclass" else logits.softmax(2)
+    scores = score(task, outputs, y.masked_fill(ignored, -100))
+    others = outputs.movedim(2, -1)[:, ~ignored]
+    expected = score(task, others, y[~ignored], sizes=(others.shape[1],))
+    uncertain = ["entropy", "mutual_information"]
+    expected |= {name: value for name, value in score(task, outputs, None).items() if name in uncertain}
+    assert scores == pytest.approx(expected, rel=1e-5)
+    assert scores["accuracy"] != pytest.approx(score(task, outputs, y)["accuracy"], rel=1e-3)  # it can fail
+    last = score(task, outputs.movedim(2, -1), y.masked_fill(ignored, -100), class_dim=-1)
+    assert last == pytest.approx(scores, rel=1e-5)
+
+
+def test_where_all_labels_are_ignored_there_is_no_score() -> None:
+    scores = score("multiclass", draw(T, N, C), torch.full((N,), -100))
+    assert scores.keys() == {"entropy", "mutual_information"}
+    assert not any(map(math.isnan, scores.values()))
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "labels", "message"),
+    [
+        ("multiclass", (N, C), torch.full((N,), C), "Expected labels from 0 to 3 for 4 classes, or -100 .* but got 4;"),
+        ("multiclass", (N, C), torch.full((N,), -1), "but got -1; pass `labels=` the place .*, or `labels=None` if"),
+        ("multiclass", (N, C), torch.full((N,), 156, dtype=torch.uint8), "but got 156;"),  # -100 in eight bits
+        ("multiclass", (N, C, 2), torch.arange(N * 2).reshape(N, 2), "but got 4;"),
+        ("probabilities", (N, C), torch.full((N,), C), "but got 4;"),
+        ("binary", (N,), torch.full((N,), 2), 'Expected labels of 0 or 1 for task="binary", but got 2;'),
+        ("binary", (N, 1), torch.full((N,), -100), "but got -100;"),
+        ("multilabel", (N, C), torch.full((N, C), 0.5), 'for task="multilabel", but got 0.5;'),
+        ("multilabel", (N, C), torch.full((N, C), math.nan), "but got nan;"),
+    ],
+)
+def test_labels_that_are_no_targets_are_refused(
+    task: Task, shape: tuple[int, ...], labels: Tensor, message: str
+) -> None:
+    outputs = draw(T, *shape)
+    prediction = predict(task, list(outputs.softmax(2) if task == "probabilities" else outputs))
+    assert PredictiveMetrics.fits(prediction, labels)
+    with pytest.raises(ValueError, match=message):
+        PredictiveMetrics.check(prediction, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "labels"),
+    [
+        ("multiclass", (N, C), torch.tensor([-100, *range(C)] * 2 + [0])),
+        ("multiclass", (N, 300), torch.full((N,), 250, dtype=torch.uint8)),
+        ("binary", (N, 1), torch.ones(N).bool()),
+        ("multilabel", (N, C), torch.zeros(N, C)),
+        ("regression", (N,), torch.full((N,), 7.5)),
+    ],
+)
+def test_labels_that_are_targets_are_not(task: Task, shape: tuple[int, ...], labels: Tensor) -> None:
+    PredictiveMetrics.check(predict(task, list(draw(T, *shape))), labels)
+
+
+def test_a_class_of_eight_bits_is_not_taken_for_an_ignored_one() -> None:
+    logits, y = draw(T, N, 300), torch.full((N,), 156, dtype=torch.uint8)  # 256 - 100
+    assert score("multiclass", logits, y) == score("multiclass", logits, y.long())
+    assert "nll" in score("multiclass", logits, y)

@@ -16,6 +16,7 @@ from lightning_dropout.sampling import Task
 from lightning_dropout.sampling import outputs as outputs_file
 from lightning_dropout.sampling.outputs import Rest, check_output, select
 from lightning_dropout.sampling.prediction import Statistics
+from lightning_dropout.sampling.structures import leaves_of
 
 FIXED = torch.Generator().manual_seed(0)
 LOGITS, FEATURES, NUMBERS = torch.randn(4, 3, generator=FIXED), torch.randn(4, 8, generator=FIXED), torch.arange(4)
@@ -315,7 +316,7 @@ Change = tuple[Any, Any, str]
 CHANGES: dict[str, Change] = {
     "integers": (NUMBERS, NUMBERS + 1, r"`rest` in the output to be equal in all passes, .* int64 \(4,\) and int64"),
     "booleans": (NUMBERS > 1, NUMBERS > 2, "`rest` in the output to be equal in all passes"),
-    "a label": ("cat", "dog", "'cat' and 'dog', which differ; pass `output=` a function .* or leave the field out"),
+    "a label": ("cat", "dog", "'cat' and 'dog', which differ; pass `output=\"logits\"`, .* None, or leave the field"),
     "a number": (0.5, 0.25, "0.5 and 0.25"),
     "an appearing tensor": (None, FEATURES, r"None and float32 \(4, 8\)"),
     "a disappearing tensor": (FEATURES, None, r"float32 \(4, 8\) and None"),
@@ -349,6 +350,49 @@ def test_a_blind_comparison_is_killed(change: str, monkeypatch: pytest.MonkeyPat
         check_refusal(CHANGES[change])
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_is_none_where_the_user_has_said_what_to_average(change: str) -> None:
+    before, after, _ = CHANGES[change]
+    for first, second in ((before, after), (after, before)):
+        passes = [{"logits": LOGITS, "rest": each, "features": FEATURES} for each in (first, second)]
+        result = filled(passes, "logits")
+        assert all(leaf is None for leaf in leaves_of(result["rest"]).values())
+        assert result["features"].equal(FEATURES)
+        assert result["logits"] is PREDICTIVE
+
+
+@pytest.mark.parametrize("output", ["logits", "head.0.a"])
+def test_what_cannot_be_averaged_takes_its_field_along(output: str) -> None:
+    """Boxes with other labels are those of other things, though there are as many."""
+    first = {"logits": LOGITS, "head": [{"a": LOGITS, "b": 1}], "things": boxes(2), "some": FEATURES}
+    second = {"logits": LOGITS, "head": [{"a": LOGITS, "b": 2}], "things": boxes(2) + boxes(1), "more": FEATURES}
+    result = filled([first, second], output)
+    assert result["things"] == [{"boxes": None, "labels": None, "scores": None}]
+    assert result["some"] is None
+    if output == "logits":
+        assert result["head"] == [{"a": None, "b": None}]
+    else:
+        assert result["head"] == [{"a": PREDICTIVE, "b": None}]
+        assert result["logits"].equal(LOGITS)
+
+
+class Filled:
+    """A cache, which is one object where passes are folded, or are given it."""
+
+    def __init__(self) -> None:
+        self.layers = [{"keys": FEATURES}]
+        self.owner = self
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_object_that_keeps_tensors_never_leaves(count: int) -> None:
+    passes = [{"logits": LOGITS, "deep": [Filled()]}] * count
+    with pytest.raises(ValueError, match=r"got `deep\.0`, an object of Filled that keeps .*; pass `output=\"logits\"`"):
+        filled(passes)
+    assert filled(passes, "logits")["deep"] == [None]
+    assert filled(passes, lambda outputs: outputs["logits"]) is PREDICTIVE
+
+
 def test_what_is_equal_in_all_passes_is_no_trouble() -> None:
     cache = Cache()
     rest = [NUMBERS, NUMBERS > 1, None, "name", 3, cache, NUMBERS.numpy(), (), {}]
@@ -371,9 +415,9 @@ def test_lists_of_boxes_are_refused_by_name() -> None:
         ValueError, match=r"`0\.boxes` in the output to have one shape .*\(3, 4\) and \(5, 4\); .*boxes"
     ):
         rest.select(boxes(5))
-    rest = Rest(boxes(3) + boxes(2), "0.boxes", "raw", 1, ())
-    with pytest.raises(ValueError, match=r"`0\.labels` .*, but got int64 \(3,\) and int64 \(3,\), which differ"):
-        rest.update([{**boxes(3)[0], "labels": torch.arange(3)}, *boxes(2)])
+    rest = Rest({"logits": LOGITS, "b": boxes(3)}, None, "raw", 1, ())
+    with pytest.raises(ValueError, match=r"`b\.0\.labels` .*, but got int64 \(3,\) and int64 \(3,\), which differ"):
+        rest.update({"logits": LOGITS, "b": [{**boxes(3)[0], "labels": torch.arange(3)}]})
     rest = Rest(boxes(3), lambda outputs: outputs[0]["scores"], "raw", 1, ())
     with pytest.raises(ValueError, match=r"the output to have one shape in all passes, but got \(3,\) and \(5,\)"):
         rest.update(boxes(5))
@@ -398,10 +442,10 @@ def with_loss(logits: Tensor, name: str = "loss") -> dict[str, Any]:
     return {name: F.cross_entropy(logits, LABELS), "logits": logits}
 
 
-def check_loss(name: str = "loss") -> None:
+def check_loss(name: str = "loss", output: str | None = None) -> None:
     passes = [with_loss(torch.randn(4, 3) * 3, name) for _ in range(20)]
     statistics = Statistics("multiclass", 1)
-    rest = Rest(passes[0], None, "multiclass", 1, ((torch.randn(4, 5),), {"batch": [LABELS]}))
+    rest = Rest(passes[0], output, "multiclass", 1, ((torch.randn(4, 5),), {"batch": [LABELS]}))
     for outputs in passes:
         statistics.update(rest.update(outputs))
     prediction = statistics.result(passes[0]["logits"])
@@ -410,9 +454,10 @@ def check_loss(name: str = "loss") -> None:
     torch.testing.assert_close(result[name], -likelihood)
 
 
+@pytest.mark.parametrize("output", [None, "logits"])
 @pytest.mark.parametrize("name", ["loss", "ce_loss"])
-def test_a_loss_is_that_of_the_mean_prediction(name: str) -> None:
-    check_loss(name)
+def test_a_loss_is_that_of_the_mean_prediction(name: str, output: str | None) -> None:
+    check_loss(name, output)
 
 
 def test_the_mean_of_the_losses_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,8 +493,13 @@ def test_no_loss_stays_none() -> None:
 def test_losses_that_are_no_losses_of_the_passes() -> None:
     """Without a tensor there is nothing to compute again: what is equal stays, what differs is refused."""
     assert filled([{"loss": 0.5, "logits": LOGITS}] * 2)["loss"] == 0.5
-    with pytest.raises(ValueError, match=r"`loss` in the output to be equal .* 0\.5 and 0\.7, which differ"):
-        filled([{"loss": 0.5, "logits": LOGITS}, {"loss": 0.7, "logits": LOGITS}])
+    for output in (None, "logits"):
+        with pytest.raises(
+            ValueError, match=r"`loss` in the output to be equal .* 0\.5 and 0\.7, which differ; call the"
+        ):
+            filled([{"loss": 0.5, "logits": LOGITS}, {"loss": 0.7, "logits": LOGITS}], output)
+        with pytest.raises(ValueError, match=r"the same fields in all passes, but got `loss` in some only"):
+            filled([{"logits": LOGITS}, {"loss": 0.7, "logits": LOGITS}], output)
     assert filled([{"loss": LOGITS, "logits": FEATURES}], "loss")["loss"] is PREDICTIVE  # asked for by name
 
 
@@ -537,5 +587,6 @@ def test_a_loss_of_two_heads_and_a_cache_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="`loss` in the output to follow from"):
         Rest(outputs, "start_logits", "multiclass", 1, ((), inputs))
     passes = Tiny("GPT2LMHeadModel").passes(2, input_ids=TOKENS)
-    with pytest.raises(ValueError, match=r"`past_key_values` in the output to be equal .* DynamicCache.*which differ"):
+    with pytest.raises(ValueError, match=r"got `past_key_values`, .*DynamicCache.*, for decoders `use_cache=False`\.$"):
         filled(passes, task="multiclass")
+    assert filled(passes, "logits").past_key_values is None

@@ -282,6 +282,35 @@ def test_exclude_wins() -> None:
         find_sites(Backbone(), "rnn", exclude="rnn")
 
 
+@pytest.mark.parametrize("pattern", ["blocks.*", "*.path", "rnn", "stem", "net.stem", "1", "net", ""])
+def test_an_exclude_may_name_what_the_kinds_leave_out_and_what_drops_nothing(pattern: str) -> None:
+    """One list serves every kind, and models built with a rate of 0."""
+    model = nn.ModuleDict({"net": Backbone()})
+    model["net"].drop_path1 = nn.Identity()
+    model["net"].drop_path2 = None  # type: ignore[assignment]
+    assert names(find_sites(model, kinds="attention", exclude=[pattern, "drop_path1", "drop_path2"])) == [
+        "net.attention"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (
+            "blok.*",
+            r"Expected `exclude` to match sites or modules of Backbone, but got 'blok\.\*', .* closest: .*block",
+        ),
+        (["rnn", "head-drop"], r"but got 'head-drop', which matches none; .* closest: head_drop"),
+        (["rnn", "%"], r"but got '%', which matches none; .* e\.g\.: "),
+        ("locks.*", r"but got 'locks\.\*'"),
+    ],
+)
+def test_an_exclude_that_matches_nothing_is_refused(exclude: Any, message: str) -> None:
+    """What it was to spare would drop."""
+    with pytest.raises(ValueError, match=message):
+        find_sites(Backbone(), exclude=exclude)
+
+
 def test_a_shared_site_answers_to_the_name_of_any_user_and_is_left_out_by_any() -> None:
     drop = nn.Dropout(0.1)
     model = nn.Sequential(Borrower(drop), Borrower(drop), Borrower(nn.Dropout(0.2)))
