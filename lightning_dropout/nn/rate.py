@@ -3,7 +3,7 @@
 A rate is no parameter and no buffer: it belongs to training, so it stays out of ``state_dict`` and is never cast.
 """
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from lightning_dropout.probability import check_probability
 
@@ -28,19 +28,15 @@ class Rate:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> "Rate": ...
+    if TYPE_CHECKING:  # only: Python finds the value by itself, and torch.compile before 2.13 has no end with a getter
 
-    @overload
-    def __get__(self, instance: object, owner: type) -> float: ...
+        @overload
+        def __get__(self, instance: None, owner: type) -> "Rate": ...
 
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:
-            return self
-        try:
-            return instance.__dict__[self._name]
-        except KeyError:
-            raise AttributeError(f"{type(instance).__name__} has no rate `{self._name}` yet") from None
+        @overload
+        def __get__(self, instance: object, owner: type) -> float: ...
+
+        def __get__(self, instance: Any, owner: type) -> Any: ...
 
     def __set__(self, instance: Any, value: float) -> None:
         instance.__dict__[self._name] = check_probability(value, self._name)
