@@ -139,7 +139,8 @@ class ProbabilityMetric(Metric):
                     f"take the {log}softmax of logits over dimension 1 first."
                 )
         highest = probabilities.shape[1] - 1 if self.task == "multiclass" else 1
-        outside = target[(target < 0) | (target > highest) | (target != target.long())]
+        whole = target.long()  # 256 classes and more are too many for the comparison of eight bits
+        outside = target[(whole < 0) | (whole > highest) | (target != whole)]
         if outside.numel():
             raise ValueError(
                 f'Expected `target` to be integers from 0 to {highest} for task="{self.task}", '
