@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _MT19937_BYTES = 2500  # 624 words and a position
+_LONGEST = 1000  # entries of a list that is looked through; longer ones hold data
 
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
@@ -74,10 +75,11 @@ def seed_everywhere(
         part = derive_seed(seed, index)
         if isinstance(each, torch.Generator):
             each.manual_seed(part)
-        elif isinstance(each, np.random.Generator):
-            each.bit_generator.state = type(each.bit_generator)(part).state
+        elif isinstance(each, random.Random):
+            each.seed(part)
         else:
-            each.seed(part % 2**32)  # numpy's former generator takes 32 bits only
+            bits = type(_bit_generator(each))(part)
+            _give_back(each, _state(type(each)(bits)))
 
 
 def isolated_randomness(model: nn.Module) -> AbstractContextManager[None]:
@@ -102,6 +104,8 @@ def isolated_generators(generators: Sequence[torch.Generator], own: Sequence[Own
 def _state(generator: OwnGenerator) -> Any:
     if isinstance(generator, random.Random):
         return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)  # the only form for another bit generator than the usual one
     return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
 
 
@@ -115,7 +119,7 @@ def _give_back(generator: OwnGenerator, state: Any) -> None:
 
 
 def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list[OwnGenerator]:
-    """Return the generators that modules hold in an attribute, or in a list or dictionary there, and those in a call.
+    """Return the generators that modules hold in an attribute, or in a short list or dictionary, and those in a call.
 
     Python's ``SystemRandom`` is none of them, since nothing can seed it.
 
@@ -125,13 +129,19 @@ def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list
         >>> own_generators_of([layer])
         [<torch._C.Generator object at 0x...>]
     """
-    held = (leaf for module in modules for leaf in tree_leaves([*vars(module).values()]))
+    held = (value for module in modules for attribute in vars(module).values() for value in _entries(attribute))
     found = (
         each
         for each in (*held, *tree_leaves(inputs))
         if isinstance(each, OwnGenerator) and not isinstance(each, random.SystemRandom)
     )
     return [*{id(each): each for each in found}.values()]
+
+
+def _entries(attribute: Any) -> Iterable[Any]:
+    if isinstance(attribute, list | tuple | dict) and len(attribute) <= _LONGEST:
+        return attribute.values() if isinstance(attribute, dict) else attribute
+    return (attribute,)
 
 
 def generators_of(modules: Iterable[nn.Module], inputs: Iterable[object] = ()) -> list[torch.Generator]:
@@ -181,8 +191,11 @@ def _comparable_state(generator: OwnGenerator) -> object:
         return torch_states([generator])
     if isinstance(generator, random.Random):
         return generator.getstate()
-    own: Any = generator
-    return _bits(own.bit_generator if isinstance(generator, np.random.Generator) else own._bit_generator)
+    return _bits(_bit_generator(generator))
+
+
+def _bit_generator(generator: Any) -> Any:
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator._bit_generator
 
 
 def _bits(generator: Any) -> object:

@@ -236,6 +236,8 @@ OWN: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
     "numpy": (lambda: np.random.default_rng(1), lambda own: own.random()),
     "numpy, Mersenne": (lambda: np.random.Generator(np.random.MT19937(1)), lambda own: own.random()),
     "numpy of old": (lambda: np.random.RandomState(1), lambda own: own.rand()),
+    "numpy of old, of other bits": (lambda: np.random.RandomState(np.random.PCG64(1)), lambda own: own.normal()),
+    "numpy of old, normal": (lambda: np.random.RandomState(1), lambda own: own.normal()),  # draws two, keeps one
     "random": (lambda: random.Random(1), lambda own: own.random()),
 }
 
@@ -271,6 +273,7 @@ def test_a_draw_of_an_own_generator_is_seen(name: str) -> None:
 def test_own_generators_are_found_at_any_place_once() -> None:
     layer, other = nn.Identity(), nn.Identity()
     one, two, three = torch.Generator(), np.random.default_rng(), random.Random(0)
-    layer.one, layer.again, layer.more = one, one, {"two": [two], "secret": random.SystemRandom()}
-    other.one = one
+    layer.one, layer.again, layer.more = one, one, {"two": two, "secret": random.SystemRandom()}
+    other.one, other.long = one, [0] * 10**6
+    other.itself = {"loop": other.__dict__}
     assert own_generators_of([layer, other], {"g": [three]}) == [one, two, three]

@@ -70,7 +70,8 @@ class MCDropout(AnyCallback):
     Raises:
         ValueError: At construction for impossible arguments; at the start of a fit or stage if no site matches or
             sampling would find only rates of 0; in the first step if no call, or two different ones, could be sampled,
-            or if the outputs do not fit ``task`` or cannot be averaged; where a label is no class.
+            or if the outputs do not fit ``task`` or cannot be averaged; where a label at a place that you
+            named is no class.
         RuntimeError: In the first step of a loader if passes change a buffer or the input, or do not differ.
 
     Source:

@@ -62,6 +62,7 @@ class SampledStage:
         self._outermost: nn.Module | None = None  # what the step has called
         self._calls: list[dict[str, MCPrediction]] = []  # of the step, by side
         self._guarded: set[int] = set()  # dataloaders whose first batch has been checked
+        self._mistaken = False  # whether a guess took something else for labels
 
     def begin(self) -> None:
         """Patch the forwards, and the predict step if it is to return uncertainty.
@@ -239,7 +240,15 @@ class SampledStage:
         if len(self._calls) > 1:
             self._say("the module is called several times in a step; keys that need labels are left out.")
             return None
-        labels = comparison.labels(batch, self._calls[0]["mc"])
+        try:
+            labels = comparison.labels(batch, self._calls[0]["mc"])
+        except ValueError as error:
+            if comparison.where != "auto":
+                raise
+            if not self._mistaken:  # each batch holds another one
+                self._say(f"keys that need labels are left out. {error}")
+            self._mistaken = True
+            return None
         if labels is None and comparison.where is not None and self.settings.task != "raw":
             self._say("found no labels in the batch; pass `labels=` for accuracy and calibration.")
         return labels

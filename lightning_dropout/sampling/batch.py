@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lightning_dropout.randomness import derive_seed, generators_of, own_generators_of, seed_everywhere
+from lightning_dropout.randomness import (
+    derive_seed,
+    generators_of,
+    own_generators_of,
+    own_states,
+    random_states,
+    seed_everywhere,
+)
 from lightning_dropout.sampling.folding import unfold
-from lightning_dropout.sampling.inputs import batch_size_of, copied, resized
+from lightning_dropout.sampling.inputs import batch_size_of, copied, resized, signature_of
 from lightning_dropout.sampling.masks import SharedMasks, fast_masks
 from lightning_dropout.sampling.reuse import PrefixReuse, Reuse
 from lightning_dropout.sampling.witness import Witness
@@ -33,7 +40,7 @@ class Batch:
         forward: Calls the model.
         inputs: A tuple of the arguments and a dictionary of those by name.
         seed: Parts of the seed of a run, to which the number of its first pass is added.
-        witness: Is asked after the first run.
+        witness: Is asked after the first run, if there is one.
     """
 
     def __init__(
@@ -42,11 +49,11 @@ class Batch:
         forward: Callable[..., Any],
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
         seed: tuple[int, ...],
-        witness: Witness,
+        witness: Witness | None = None,
     ) -> None:
-        self.inputs = inputs
+        self.inputs, self.signature = inputs, signature_of(inputs)
         self._sampler, self._forward = sampler, forward
-        self._witness: Witness | None = witness
+        self._witness = witness
         of_inputs = generators_of((), tree_leaves(inputs))  # of a model without parameters on a GPU
         self.generators = [*{id(each): each for each in (*sampler.generators, *of_inputs)}.values()]
         self.own = [*sampler.own, *own_generators_of((), inputs)]
@@ -80,6 +87,7 @@ class Batch:
                 # One thinned network for all batches: nothing but the first part of the seed may count.
                 self._seed = self._seed[:1]
                 self.masks = stack.enter_context(sampler.shared_masks(self._seed[0]))
+                self.masks.expect(self.signature)
             elif not sampler.compiled:  # another `forward` would void the graphs of compiled code
                 stack.enter_context(fast_masks(sampler.sites))
             if sampler.num_samples > sampler.chunk_size and not sampler.obstacle:
@@ -101,7 +109,14 @@ class Batch:
 
     def of_rows(self, rows: int) -> Any:
         """Return the output of pass 0 for the first ``rows`` samples, or for all repeated until there are ``rows``."""
-        return self._run(0, self._resized(rows), rows, 1)
+        return self._run(0, self._resized(rows), rows, 1, watched=True)
+
+    def has_drawn(self) -> bool:
+        """Tell whether the last run of :meth:`of_rows` has moved a generator."""
+        return self._states() != self._seeded
+
+    def _states(self) -> tuple[object, ...]:
+        return *random_states(self.generators), own_states(self.own)
 
     def _folds(self, number: int) -> int:
         left = self._sampler.num_samples - number
@@ -110,9 +125,13 @@ class Batch:
     def _resized(self, rows: int) -> Any:
         return resized(self.inputs, self.size, rows)
 
-    def _run(self, number: int, inputs: Any, size: int, folds: int, prefix: PrefixReuse | None = None) -> Any:
+    def _run(
+        self, number: int, inputs: Any, size: int, folds: int, prefix: PrefixReuse | None = None, watched: bool = False
+    ) -> Any:
         def prepare() -> None:
             seed_everywhere(derive_seed(*self._seed, number), self.generators, self.own)
+            if watched:
+                self._seeded = self._states()
             if self.masks is not None:
                 self.masks.begin(number, size, folds)
 
@@ -138,7 +157,7 @@ class Batch:
             raise RuntimeError(
                 f"Expected {what} to fit into memory, but got: {str(error).splitlines()[0]}; {cure}."
             ) from error
-        if self._witness is not None:
-            self._witness.check()
-            self._witness = None
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            witness.check()
         return outputs

@@ -1,28 +1,27 @@
 """The inputs of a pass: every pass gets its own containers, and a trial gets more or fewer samples.
 
-Tensors are never copied: a pass that changes one is an error, which ``witness.py`` finds. Nothing here runs a model.
+What holds data is never copied: a pass that changes a tensor is an error, which ``witness.py`` finds. Nothing here runs
+a model.
 """
 
 import copy
+from collections import deque
+from collections.abc import Hashable, Iterator
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from lightning_dropout.randomness import OwnGenerator
+__all__ = ["batch_size_of", "copied", "has_rows", "resized", "signature_of"]
 
-__all__ = ["batch_size_of", "copied", "has_rows", "resized"]
-
-# What a forward cannot change, or what it is meant to find as it is: generators are seeded instead.
-_PLAIN = None | bool | int | float | complex | str | bytes | type | torch.dtype | torch.device
-_AS_THEY_ARE = _PLAIN | Tensor | nn.Module | OwnGenerator
+_DEEPEST = 3  # objects in objects: a key-value cache, its layers; a trainer that an input refers to is none of ours
 
 
 def batch_size_of(inputs: Any) -> int:
     """Return the first dimension of the first tensor in ``inputs``, in any nesting, that has one.
 
     Example:
+        >>> import torch
         >>> batch_size_of(({"tokens": torch.ones(8, 16)},))
         8
     """
@@ -36,12 +35,13 @@ def batch_size_of(inputs: Any) -> int:
 
 
 def copied(inputs: Any) -> Any:
-    """Return ``inputs`` for one pass: the same tensors in new containers, and copies of all objects that may change.
+    """Return ``inputs`` for one pass: the same tensors, arrays and generators in new containers and new objects.
 
     A pass may append to a list, take a key out of a dictionary or fill a key-value cache; the next one must not see it.
+    Objects that hold no container and no tensor are left as they are: some are known by who they are.
 
     Raises:
-        ValueError: If there is an object that cannot be copied.
+        ValueError: If there is an iterator, which the first pass would use up.
 
     Example:
         >>> inputs = ([1, 2],)
@@ -49,25 +49,71 @@ def copied(inputs: Any) -> Any:
         >>> inputs
         ([1, 2],)
     """
-    return tree_map(_copied_leaf, inputs)
+    return _copied(inputs, {}, 0)
 
 
-def _copied_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, _AS_THEY_ARE) or callable(leaf):
+def _copied(node: Any, twins: dict[int, Any], depth: int) -> Any:
+    return tree_map(lambda leaf: _copied_leaf(leaf, twins, depth), node)
+
+
+def _copied_leaf(leaf: Any, twins: dict[int, Any], depth: int) -> Any:
+    if id(leaf) in twins:
+        return twins[id(leaf)]
+    if isinstance(leaf, Iterator):
+        raise ValueError(
+            f"Expected inputs that every pass can read from their beginning, but got {type(leaf).__name__}; call the "
+            "model with a list of what it yields."
+        )
+    held = getattr(leaf, "__dict__", None)
+    contents = isinstance(leaf, list | dict | set | deque)
+    if isinstance(leaf, Tensor | nn.Module | type) or callable(leaf) or depth >= _DEEPEST:
+        return leaf
+    if not contents and not (isinstance(held, dict) and any(map(_may_change, held.values()))):
         return leaf
     try:
-        return copy.deepcopy(leaf)
-    except Exception as error:
-        raise ValueError(
-            f"Expected inputs that every pass can have for itself, but got {type(leaf).__name__}, of which there is no "
-            f"second one ({type(error).__name__}: {error}); call the model with tensors, lists and dictionaries."
-        ) from error
+        twin = copy.copy(leaf)
+    except Exception:  # whatever there is one of only
+        return leaf
+    twins[id(leaf)] = twin
+    if isinstance(twin, dict):
+        for key in twin:
+            twin[key] = _copied(twin[key], twins, depth + 1)
+    for name, value in (getattr(twin, "__dict__", None) or {}).items():
+        twin.__dict__[name] = _copied(value, twins, depth + 1)
+    return twin
+
+
+def _may_change(value: Any) -> bool:
+    return isinstance(value, Tensor | list | dict | set | deque) or bool(getattr(value, "__dict__", None))
+
+
+def signature_of(inputs: Any) -> Hashable:
+    """Return what tells calls apart that may take other ways through a model: not the sizes of tensors, nor numbers.
+
+    Example:
+        >>> import torch
+        >>> signature_of((torch.ones(2, 3), 5)) == signature_of((torch.ones(7, 4), 6))
+        True
+        >>> signature_of((torch.ones(2, 3), True)) == signature_of((torch.ones(2, 3), False))
+        False
+    """
+    leaves, spec = tree_flatten(inputs)
+    kinds = [
+        (leaf.dtype, leaf.ndim)
+        if isinstance(leaf, Tensor)
+        else leaf
+        if isinstance(leaf, bool | str | None)
+        else type(leaf)
+        for leaf in leaves
+    ]
+    return str(spec), *kinds
 
 
 def resized(inputs: Any, size: int, rows: int) -> Any:
-    """Return the first ``rows`` of ``size`` samples, or all of them so often that there are ``rows``.
+    """Return ``rows`` of ``size`` samples: the first ones, or all of them again and again.
 
     Example:
+        >>> import torch
         >>> resized((torch.tensor([1, 2]), 0.5), size=2, rows=1), resized(torch.tensor([1, 2]), size=2, rows=4)
         ((tensor([1]), 0.5), tensor([1, 2, 1, 2]))
     """
@@ -75,7 +121,7 @@ def resized(inputs: Any, size: int, rows: int) -> Any:
     def change(leaf: Any) -> Any:
         if not has_rows(leaf, size):
             return leaf
-        return leaf[:rows] if rows < size else leaf.repeat(rows // size, *[1] * (leaf.ndim - 1))
+        return leaf[:rows] if rows < size else leaf.repeat(-(-rows // size), *[1] * (leaf.ndim - 1))[:rows]
 
     return inputs if rows == size else tree_map(change, inputs)
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -28,9 +28,10 @@ __all__ = ["Masks", "SharedMasks", "check_masks", "fast_masks"]
 
 Masks = Literal["independent", "shared"]
 
-# By the model, the layer and the number of its draw in a pass: the dimension that follows the size of the batch; `None`
-# if none does.
-_LEARNED: "weakref.WeakKeyDictionary[nn.Module, dict[int, dict[int, int | None]]]" = weakref.WeakKeyDictionary()
+# By the layer and the number of its draw in a pass: the dimension that follows the size of the batch, if any does.
+_Dims = dict[int, dict[int, int | None]]
+# By the model and the kind of call.
+_LEARNED: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Dims]]" = weakref.WeakKeyDictionary()
 
 
 def check_masks(masks: object) -> None:
@@ -156,7 +157,8 @@ class SharedMasks:
         self._batch_dims = _known_batch_dims(model)
         # Whoever hands batches around with time in front has a layer that says so.
         self._time_may_lead = any(getattr(part, "batch_first", True) is False for part in model.modules())
-        self._learned = _LEARNED.setdefault(model, {})
+        self._known = _LEARNED.setdefault(model, {})
+        self.expect(None)
         self._learning = False
         self._generators, self._own = generators_of(model.modules()), own_generators_of(model.modules())
         self._on_cpu = len(self._generators) == 1
@@ -194,8 +196,12 @@ class SharedMasks:
     def _random_states(self) -> tuple[object, ...]:
         return *random_states(self._generators), own_states(self._own)
 
+    def expect(self, signature: Hashable) -> None:
+        """Say what kind of call comes next: each may take another way through the model."""
+        self._learned = self._known.setdefault(signature, {})
+
     def learn(self, run: Callable[[int], object], sizes: tuple[int, int]) -> None:
-        """Find out, for this model and for good, where the samples stand in what its layers draw.
+        """Find out, for this model, this kind of call and for good, where the samples stand in what its layers draw.
 
         Args:
             run: Runs a pass on so many samples; it calls :meth:`begin`.

@@ -85,6 +85,8 @@ class _Event:
     source: Any  # the module, or the function
     leaves: list[Any]  # of what it returned; tensors by weak reference while watching
     spec: TreeSpec | None  # None: a single leaf
+    # What was made inside a module and still lives, with the modules around it.
+    made: list[tuple[TensorWeakRef, tuple[int, ...]]] = field(default_factory=list)
     runs: bool = False  # without a tensor in its arguments or result, such as setting the grad mode: it runs every time
 
 
@@ -134,7 +136,6 @@ class Record(TorchFunctionMode):
     def watch(self, forward: Callable[[], Any]) -> Any:
         """Run a pass in full and remember what came before its first draw."""
         self._open: list[tuple[nn.Module, int]] = []  # modules that run, and the number of events before each
-        self._inside: dict[int, list[TensorWeakRef]] = {}  # tensors made in modules that count as one event
         self._hooked: set[int] = set()  # positions in `_open` of modules in which hooks run: these run every time
         self._looks = 0
         self._busy = self._ended = False
@@ -199,10 +200,12 @@ class Record(TorchFunctionMode):
                 closed = closed and all(map(_is_value, (*inputs, *named_inputs.values())))
                 event = self._event(module, output) if closed else None
                 if event is not None:
-                    made = self._inside.setdefault(id(module), [])
-                    for inner in self._events[start:]:
-                        made += [leaf for leaf in inner.leaves if isinstance(leaf, TensorWeakRef)]
-                        made += self._inside.get(id(inner.source), ())
+                    event.made = [
+                        (made, (*modules, id(module)))
+                        for inner in self._events[start:]
+                        for made, modules in (*((leaf, ()) for leaf in inner.leaves), *inner.made)
+                        if isinstance(made, TensorWeakRef) and made() is not None
+                    ]
                     self._events[start:] = [event]
                 return
 
@@ -315,12 +318,13 @@ class Record(TorchFunctionMode):
     def _keepers(self) -> set[int]:
         """Return the modules that keep a tensor made inside them which is no part of what they returned."""
         memory = {tensor.untyped_storage()._cdata for tensor in self._kept.values()}
-        keepers = set()
-        for module, made in self._inside.items():
-            alive = (tensor for tensor in (reference() for reference in made) if tensor is not None)
-            if any(tensor.untyped_storage()._cdata not in memory for tensor in alive):
-                keepers.add(module)
-        return keepers
+        alive = ((reference(), modules) for event in self._events for reference, modules in event.made)
+        return {
+            module
+            for tensor, modules in alive
+            if tensor is not None and tensor.untyped_storage()._cdata not in memory
+            for module in modules
+        }
 
     def _note_changes(self, given: Mapping[int, Tensor]) -> None:
         """Remember which of the tensors that a pass was given it has changed: other passes get copies of them."""

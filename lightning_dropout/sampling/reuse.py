@@ -113,6 +113,7 @@ class PrefixReuse:
         self._generators, self._own = generators, own
         self._note = ""
         self._record: Record | None = None
+        self._compared = False
         self._watched = self._replayed = 0
         self._seconds = self._prefix_seconds = 0.0
 
@@ -127,8 +128,8 @@ class PrefixReuse:
 
     @property
     def compared(self) -> bool | None:
-        """Whether a pass in full and its replay were equal; ``None`` if the next pass will show it."""
-        return False if self._record is None else self._record.verified or None
+        """Whether in this batch a pass in full and its replay were equal; ``None`` if the next pass will show it."""
+        return None if self._record is not None and not self._record.verified else self._compared
 
     def run(self, prepare: Callable[[], object], forward: Callable[[], Any]) -> Any:
         """Return the output of one pass.
@@ -182,7 +183,7 @@ class PrefixReuse:
             self._give_up(error)
         else:
             record.accept()
-            self._record = record
+            self._record, self._compared = record, True
         return output
 
     def _require_equal(self, output: Any, again: Any) -> None:

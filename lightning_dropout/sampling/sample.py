@@ -25,7 +25,7 @@ from lightning_dropout.sampling.outputs import Rest, check_output
 from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics, Task, check_task
 from lightning_dropout.sampling.reuse import communicates, obstacle_of
 from lightning_dropout.sampling.trial import Trial
-from lightning_dropout.sampling.witness import Witness, same_values
+from lightning_dropout.sampling.witness import Counters, Witness, same_values
 from lightning_dropout.sites import Kind, Site, compiled_roots, find_sites, sites_of
 
 __all__ = ["DEFAULT_KINDS", "Sampler", "check_num_samples", "mc_sample"]
@@ -215,23 +215,24 @@ class Sampler:
         _refuse_silence(self.sites, rates)
         quiet = self._others_to_keep_quiet()
         inputs = tuple(args), dict(kwargs)
-        witness = Witness(self.model, inputs, by_value=guarded)
+        witness, counters = (Witness(self.model, inputs), None) if guarded else (None, Counters(self.model, inputs))
         batch = Batch(self, forward, inputs, seed, witness)
-        trial = Trial(self) if guarded else None
+        trial = Trial(self, batch) if guarded else None
         statistics = Statistics(self.task, self.class_dim, keep_samples=self.return_samples)
         rest: Rest | None = None
         first: Outputs | None = None
         most = max(self.num_samples, 2) if self.communicates else self.num_samples + _EXTRA_DRAWS
         differs, number = not guarded, 0
         with ExitStack() as stack:
-            stack.enter_context(witness)
+            if witness is not None:
+                stack.enter_context(witness)
             stack.enter_context(isolated_generators(batch.generators, batch.own))
             if trial is not None and self.chunk_size > 1:
-                trial.folds(batch)
+                trial.folds()
             stack.enter_context(dropping(self.sites, rates, quiet))
             stack.enter_context(batch.prepared())
             if trial is not None and self.masks == "shared":
-                trial.shares(batch)
+                trial.shares()
             while number < self.num_samples or not (differs or number >= most):
                 start, passes = number, batch.run(number)
                 for outputs in passes:
@@ -247,9 +248,10 @@ class Sampler:
                         if counts:
                             statistics.update(values)
                         number += 1
-                undecided = batch.compared is None and number == self.num_samples
-                if trial is not None and (batch.compared is False or undecided):
-                    trial.repeats(batch, start, passes)
+                if trial is not None and (batch.compared is not None or number == self.num_samples):
+                    trial.repeats(start, passes)
+                if counters is not None and start == 0 and counters.have_moved():
+                    Trial(self, batch).withstands(passes)
         assert first is not None  # noqa: S101  (num_samples is at least 1)
         assert rest is not None  # noqa: S101
         if not differs and not _all_nan(first):  # a diverged model says so itself: its results are NaN

@@ -4,15 +4,18 @@ Compares and copies; nothing here runs a model.
 """
 
 import copy
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Witness", "same_values"]
+__all__ = ["Counters", "Witness", "same_values"]
+
+_LARGEST = 2**20  # values; a larger tensor in a plain attribute is not copied
 
 
 class Witness:
@@ -21,8 +24,6 @@ class Witness:
     Args:
         model: Whose buffers must stay as they are, and whose attributes an error must leave as they are.
         inputs: What a pass reads, in any nesting.
-        by_value: Whether to copy and compare values; else only what torch counts is noticed, at next to no cost, and
-            nothing can be put back.
 
     Example:
         >>> x = torch.zeros(2)
@@ -30,39 +31,33 @@ class Witness:
         ...     witness.check()
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, *, by_value: bool = True) -> None:
-        self._by_value = by_value
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         # By the dictionary that holds it: code that assigns a new buffer leaves the old tensor as it was.
         self._buffers = [
-            (f"buffer `{f'{prefix}.{name}'.lstrip('.')}`", module._buffers, name, buffer, self._mark(buffer))
+            (f"buffer `{f'{prefix}.{name}'.lstrip('.')}`", module._buffers, name, buffer, buffer.clone())
             for prefix, module in model.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._inputs = [(leaf, self._mark(leaf)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        self._attributes = [_Attributes(module) for module in model.modules()] if by_value else []
-
-    def _mark(self, tensor: Tensor) -> Any:
-        if self._by_value:
-            return tensor.clone()
-        return 0 if tensor.is_inference() else tensor._version  # made in inference mode, it counts nothing
-
-    def _same(self, tensor: Tensor, mark: Any) -> bool:
-        return same_values(tensor, mark) if self._by_value else self._mark(tensor) == mark
+        leaves = tree_leaves(inputs)
+        self._inputs = [(leaf, leaf.clone()) for leaf in leaves if isinstance(leaf, Tensor)]
+        self._arrays = [(leaf, leaf.copy()) for leaf in leaves if isinstance(leaf, np.ndarray)]
+        self._attributes = [_Attributes(module) for module in model.modules()]
 
     def __enter__(self) -> "Witness":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None or not self._by_value:  # `check` has found nothing to put back
+        if error is None:  # `check` has found nothing to put back
             return
         for attributes in self._attributes:
             attributes.put_back()
         for _, holder, name, buffer, values in self._buffers:
-            holder[name] = buffer
-            _put_back(buffer, values)
+            holder[name] = buffer if _put_back(buffer, values) else values
         for tensor, values in self._inputs:
             _put_back(tensor, values)
+        for array, entries in self._arrays:
+            array[...] = entries
 
     def check(self) -> None:
         """Raise if something has changed since construction.
@@ -70,45 +65,106 @@ class Witness:
         Raises:
             RuntimeError: Naming the buffer, or saying that it was an input.
         """
-        mended = " (put back)" if self._by_value else ""
-        for what, holder, name, buffer, mark in self._buffers:
-            now = holder.get(name)
-            if now is None or not (self._by_value or now is buffer) or not self._same(now, mark):
+        for what, holder, name, _, values in self._buffers:
+            if not same_values(holder.get(name), values):
                 raise RuntimeError(
-                    f"Expected passes that change nothing, but got a changed {what}{mended}; call `model.eval()` "
+                    f"Expected passes that change nothing, but got a changed {what} (put back); call `model.eval()` "
                     "before sampling, so that normalisation layers use what they have learned, and call the model once "
                     "if it fills a cache in its first forward."
                 )
-        if not all(self._same(tensor, mark) for tensor, mark in self._inputs):
+        same_arrays = (np.array_equal(array, entries) for array, entries in self._arrays)
+        if not all(same_values(tensor, values) for tensor, values in self._inputs) or not all(same_arrays):
             raise RuntimeError(
-                f"Expected passes that change nothing, but got a changed input{mended}, so that later passes would "
+                "Expected passes that change nothing, but got a changed input (put back), so that later passes would "
                 "see another one; make the layer that works in place (`inplace=True`) return a new tensor."
             )
 
 
+class Counters:
+    """What torch counts of the changes of buffers and inputs: at next to no cost, and no proof.
+
+    Whoever writes the same values is noticed, too; what numpy and some kernels write is not.
+
+    Args:
+        model: Whose buffers.
+        inputs: What a pass reads, in any nesting.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> counters = Counters(nn.ReLU(), (x,))
+        >>> _ = x.add_(0)
+        >>> counters.have_moved()
+        True
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self._model = model
+        self._inputs = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        self._seen = self._look()
+
+    def have_moved(self) -> bool:
+        """Tell whether something was written since construction."""
+        return self._look() != self._seen
+
+    def _look(self) -> list[tuple[int, int]]:
+        buffers = (buffer for module in self._model.modules() for buffer in module._buffers.values())
+        # What was made in inference mode counts nothing.
+        return [
+            (id(each), 0 if each.is_inference() else each._version)
+            for each in (*buffers, *self._inputs)
+            if each is not None
+        ]
+
+
 class _Attributes:
-    """What a module holds in plain attributes: names, values, what lists and dictionaries hold, values of tensors."""
+    """What a module holds in plain attributes: names, values, entries of containers, values of tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         self._held = vars(module)
         self._values = dict(self._held)
-        containers = (list, dict, OrderedDict)
-        self._containers = [(each, copy.copy(each)) for each in self._values.values() if type(each) in containers]
-        self._tensors = [(each, each.clone()) for each in self._values.values() if isinstance(each, Tensor)]
+        self._containers, self._tensors = [], []
+        for name, value in self._values.items():
+            if isinstance(value, dict | list | set | deque):
+                self._containers.append((value, copy.copy(value) if value else None))  # most are empty books of hooks
+            elif isinstance(value, Tensor) and value.numel() <= _LARGEST:
+                self._tensors.append((name, value, value.clone()))
 
     def put_back(self) -> None:
-        self._held.clear()
-        self._held.update(self._values)
-        for each, contents in self._containers:
-            each.clear()
-            each.extend(contents) if isinstance(each, list) else each.update(contents)
-        for tensor, values in self._tensors:
-            _put_back(tensor, values)
+        _refill(self._held, self._values)
+        for each, entries in self._containers:
+            if entries is None:
+                each.clear()
+            else:
+                _refill(each, entries)
+        for name, tensor, values in self._tensors:
+            if not _put_back(tensor, values):
+                self._held[name] = values
 
 
-def _put_back(tensor: Tensor, values: Tensor) -> None:
-    if not same_values(tensor, values):
-        tensor.copy_(values)
+def _refill(container: Any, entries: Any) -> None:
+    if isinstance(container, dict):  # never empty in between: others may be reading, or Ctrl-C come again
+        container.update(entries)
+        for key in container.keys() - entries.keys():
+            del container[key]
+    elif isinstance(container, set):
+        container |= entries
+        container &= entries
+    elif isinstance(container, list):
+        container[:] = entries
+    else:
+        container.clear()
+        container.extend(entries)
+
+
+def _put_back(tensor: Tensor, values: Tensor) -> bool:
+    """Give ``tensor`` its values back and tell whether that was possible; whatever the mode it was made in."""
+    try:
+        if not same_values(tensor, values):
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                tensor.copy_(values)
+    except RuntimeError:  # of another shape now
+        return False
+    return True
 
 
 def same_values(one: Tensor | None, other: Tensor) -> bool:

@@ -185,6 +185,7 @@ def _refuse_idle(model: nn.Module, exclude: Patterns) -> None:
     known += [join(name, path) for name, module in modules for path in source_of(type(module)).unexplained]
     for pattern in (exclude,) if isinstance(exclude, str) else exclude:
         if not any(matches(name, pattern) for name in known):
+            known = [name for name in known if name]  # the model itself has none
             raise ValueError(
                 f"Expected `exclude` to match sites or modules of {type(model).__name__}, but got {pattern!r}, which "
                 f"matches none; leave it out, or name what is there, {_nearest(pattern, known)}."

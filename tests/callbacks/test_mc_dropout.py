@@ -469,12 +469,18 @@ def test_numbers_that_are_no_labels(
     numbered = DataLoader(TensorDataset(data.tensors[0], torch.arange(10)), batch_size=4)
     module = Plain()
     module.test_step = lambda batch, batch_idx: module.seen.append(module(batch[0]))  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"Expected labels from 0 to 2 for 3 classes, or -100 .*, or `labels=None` if"):
-        make_trainer(MCDropout(T, task="multiclass")).test(module, numbered, verbose=False)
-    with caplog.at_level("INFO"):
-        (metrics,) = make_trainer(MCDropout(T, task="multiclass", labels=None)).test(module, numbered, verbose=False)
-    assert metrics.keys() == {"test/mc/entropy", "test/mc/mutual_information", "test/det/entropy"}
-    assert "found no labels" not in caplog.text
+    for labels in ("auto", None):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            (metrics,) = make_trainer(MCDropout(T, task="multiclass", labels=labels)).test(
+                module, numbered, verbose=False
+            )
+        assert metrics.keys() == {"test/mc/entropy", "test/mc/mutual_information", "test/det/entropy"}
+        said = (
+            "left out. Expected labels from 0 to 2 for 3 classes, or -100 for what is to be left out, but got 3; pass"
+        )
+        assert caplog.text.count(said) == (labels == "auto")
+        assert "found no labels" not in caplog.text
 
 
 @pytest.mark.parametrize("labels", ["auto", "1"])
@@ -984,7 +990,7 @@ def test_folded_passes(make_trainer: MakeTrainer, data: TensorDataset) -> None:
     calls: list[int] = []
     module.net[2].register_forward_hook(lambda layer, args, output: calls.append(len(output)))
     folded = predictions_of(make_trainer, module, loader, chunk_size=T)
-    assert calls == [4 * T, 4 * T, 4 * T, 2 * T], "the first is run again, to see that it gives the same"
+    assert calls == [4 * T, 4 * T, 2 * T]
     assert torch.equal(folded, predictions_of(make_trainer, module, loader, chunk_size=T))
     assert not torch.equal(folded, predictions_of(make_trainer, module, loader))
 

@@ -1,12 +1,15 @@
 """What a pass is given: containers of its own, and as many samples as a trial asks for."""
 
 import random
-from collections import OrderedDict
+import threading
+import types
+from collections import OrderedDict, UserDict, deque
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from lightning_dropout.sampling import mc_sample
@@ -33,11 +36,6 @@ def drain(x: Tensor, scales: list[float]) -> Tensor:
     return x * (scales.pop() if scales else 0.0)
 
 
-def bump(x: Tensor, scales: np.ndarray[Any, Any]) -> Tensor:
-    scales += 1
-    return x * float(scales[0])
-
-
 class Using(nn.Module):
     """Changes what it is given, before the first draw or behind it."""
 
@@ -57,7 +55,16 @@ GIVEN: dict[str, tuple[Any, Any, Any]] = {
     "an object that fills": (grow, Cache, lambda cache: cache.keys == []),
     "a dictionary that loses a key": (pop, lambda: {"scale": 2.0}, lambda options: options == {"scale": 2.0}),
     "a list that empties": (drain, lambda: [2.0, 3.0], lambda scales: scales == [2.0, 3.0]),
-    "an array that counts": (bump, lambda: np.zeros(1), lambda scales: scales[0] == 0),
+    "an object of a library's own": (
+        lambda x, cache: cache.update(x[:, None, None], x[:, None, None], 0)[0].sum((1, 2)),
+        transformers.DynamicCache,
+        lambda cache: cache.get_seq_length() == 0,
+    ),
+    "a dictionary within an object within a list": (
+        lambda x, given: pop(x, given[0].options),
+        lambda: [types.SimpleNamespace(options={"scale": 2.0})],
+        lambda given: given[0].options == {"scale": 2.0},
+    ),
 }
 
 
@@ -84,9 +91,38 @@ def test_one_container_for_all_passes_is_killed(name: str, monkeypatch: pytest.M
         test_each_pass_has_inputs_of_its_own(name, before=False)
 
 
-def test_tensors_and_what_cannot_change_are_no_copies() -> None:
-    inputs = (torch.ones(2), nn.ReLU(), torch.Generator(), random.Random(0), len, int, "x", None)
-    assert all(one is other for one, other in zip(inputs, copied(inputs), strict=True))
+class Sentinel:
+    """Known by who it is."""
+
+    name = "missing"
+
+
+def test_what_holds_data_or_nothing_is_no_copy() -> None:
+    data = (torch.ones(2), np.ones(2), nn.ReLU(), torch.Generator(), random.Random(0))
+    others = (len, int, "x", None, Sentinel(), object(), threading.Lock(), memoryview(b"x"), {}.keys(), torch.float32)
+    for one, other in zip((*data, *others), copied((*data, *others)), strict=True):
+        assert one is other
+    holder = types.SimpleNamespace(x=data[0], rng=data[3])
+    twin = copied(holder)
+    assert twin is not holder
+    assert (twin.x, twin.rng) == (holder.x, holder.rng)
+
+
+def test_objects_that_refer_to_each_other_are_copied_once() -> None:
+    one, other = types.SimpleNamespace(past=[]), types.SimpleNamespace(past=[])
+    one.other, other.other = other, one
+    twin, again = copied((one, one))
+    assert twin is again
+    assert twin.other.other is twin
+    assert twin.other is not other
+
+
+@pytest.mark.parametrize("container", [UserDict(a=[1]), deque([1]), {1}, [1], {"a": 1}])
+def test_containers_of_any_class_are_copied(container: Any) -> None:
+    twin = copied(container)
+    assert twin == container
+    twin.clear()
+    assert len(container) == 1
 
 
 def test_containers_are_copied_at_every_depth() -> None:
@@ -102,8 +138,28 @@ def test_containers_are_copied_at_every_depth() -> None:
 def test_what_can_be_used_once_is_refused_by_its_type() -> None:
     torch.manual_seed(0)
     model = Using(lambda x, rows: x + next(rows), before=True).eval()
-    with pytest.raises(ValueError, match="inputs that every pass can have for itself, but got generator"):
+    with pytest.raises(ValueError, match="inputs that every pass can read from their beginning, but got generator"):
         mc_sample(model, torch.randn(3, 4), (torch.ones(4) for _ in range(9)), num_samples=2, task="raw")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_array_that_a_pass_changes_is_refused_and_put_back(size: int) -> None:
+    def bump(x: Tensor, scales: Any) -> Tensor:
+        scales += 1
+        return x * float(scales[0])
+
+    scales = np.zeros(size)
+    with pytest.raises(RuntimeError, match="got a changed input"):
+        mc_sample(Using(bump, before=True).eval(), torch.randn(3, 4), scales, num_samples=2, task="raw")
+    assert not scales.any()
+
+
+def test_a_generator_within_an_object_is_no_fresh_one_in_every_pass() -> None:
+    """It cannot be seeded there, and a copy would draw the same numbers again and again."""
+    model = Using(lambda x, given: x + torch.randn(4, generator=given.rng), before=True).eval()
+    given = types.SimpleNamespace(rng=torch.Generator(), past=[])
+    with pytest.raises(RuntimeError, match="draws from a generator that no seed reaches"):
+        mc_sample(model, torch.randn(3, 4), given, num_samples=4, task="raw")
 
 
 # Other numbers of samples.
@@ -115,6 +171,7 @@ def test_more_or_fewer_samples() -> None:
     assert torch.equal(more["x"], torch.cat([inputs["x"]] * 4))  # type: ignore[list-item]
     assert torch.equal(fewer["x"], inputs["x"][:2])  # type: ignore[index]
     assert fewer["mask"].tolist() == [True, False]
+    assert resized(inputs, 3, 5)["mask"].tolist() == [True, False, True, True, False]
     for changed in (more, fewer):
         assert changed["size"] is inputs["size"]
         assert changed["n"] == 3

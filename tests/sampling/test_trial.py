@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_dropout.sampling import mc_sample
+from lightning_dropout.sampling.sample import Sampler
 from lightning_dropout.sampling.trial import Trial
+from lightning_dropout.sites import find_sites
 
 sample = functools.partial(mc_sample, num_samples=4, task="raw")
 
@@ -176,6 +178,14 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] 
         lambda: (pack_padded_sequence(torch.randn(5, 3, 8), [5, 3, 2]),),
     ),
     "samples that are centred": (lambda: own(centre), lambda: (torch.randn(3, 8),)),
+    "batch statistics": (
+        lambda: nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Dropout(0.5)),
+        lambda: (torch.randn(2, 8),),
+    ),
+    "samples that are centred, beside a column of another size": (
+        lambda: own(lambda m, x: m.drop((x - x.mean(0)) * torch.tensor([1e6] + [1.0] * 7))),
+        lambda: (torch.randn(3, 8),),
+    ),
     "samples that attend to each other": (lambda: own(attend_to_others), lambda: (torch.randn(3, 8),)),
 }
 
@@ -209,6 +219,109 @@ def test_samples_by_themselves_are_folded(masks: Any) -> None:
         (Sequences(True), torch.randn(3, 5, 8)),
     ):
         sample(model.eval(), x, chunk_size=2, masks=masks)
+
+
+def test_weights_for_as_many_classes_as_samples_are_named_with_the_cure() -> None:
+    model = own(lambda m, x: x)
+    model.forward = lambda x, weights: model.drop(x) * weights  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"16 samples as well as on 8, but got RuntimeError.*leave `chunk_size` out"):
+        sample(model, torch.randn(8, 8), torch.ones(8), chunk_size=2)
+
+
+def test_a_model_for_pairs_is_folded() -> None:
+    sample(own(lambda m, x: m.drop(x.view(-1, 2, 8)).flatten(0, 1)), torch.randn(4, 8), chunk_size=2)
+
+
+@pytest.mark.parametrize("noise", [torch.randn_like, torch.rand_like])
+def test_noise_in_evaluation_is_no_mixing(noise: Any) -> None:
+    sample(own(lambda m, x: m.drop(x) + noise(x)), torch.randn(3, 8), chunk_size=2)
+
+
+# What was shown counts for calls of one kind.
+
+
+def switched(m: Any, x: Tensor, remembers: bool) -> Tensor:
+    y: Tensor = m.drop(count(m, x) if remembers else x)
+    return y
+
+
+def test_each_way_through_the_model_is_tried() -> None:
+    model = own(count)
+    model.forward = functools.partial(switched, model)  # type: ignore[method-assign]
+    x = torch.randn(3, 8)
+    sample(model, x, False)
+    with pytest.raises(RuntimeError, match="a pass to give the same"):
+        sample(model, x, True)
+    with pytest.raises(RuntimeError, match="a pass to give the same"):
+        sample(model, x, True, output=lambda y: y)
+    sample(model, x, False)
+
+
+def test_masks_are_learned_for_each_way_through_the_model() -> None:
+    model = own(count)
+
+    def forward(x: Tensor, time_first: bool) -> Tensor:
+        return model.drop(x.transpose(0, 1)).transpose(0, 1) if time_first else model.drop(x)
+
+    model.forward = forward  # type: ignore[method-assign]
+    x = torch.ones(5, 5, 8)
+    for time_first in (False, True, False, True):
+        prediction = sample(model, x, time_first, masks="shared", return_samples=True)
+        assert prediction.samples is not None
+        assert torch.equal(prediction.samples, prediction.samples[:, :1].expand(-1, 5, -1, -1))
+
+
+# Later batches: what was written is looked at.
+
+
+class Positions(nn.Module):
+    """Keeps positions in a buffer that grows with the sequences."""
+
+    def __init__(self, *, drift: bool = False, in_place: Any = None) -> None:
+        super().__init__()
+        self.drop, self.drift, self.in_place = nn.Dropout(0.5), drift, in_place
+        self.register_buffer("positions", torch.arange(4.0), persistent=False)
+        self.on = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > len(self.positions):
+            self.positions = torch.arange(float(x.shape[1]))
+        if self.on:
+            self.positions = self.positions + self.drift
+            if self.in_place is not None:
+                self.in_place(x)
+        y: Tensor = self.drop(x + self.positions[: x.shape[1]])
+        return y
+
+
+@pytest.mark.parametrize("inplace", [None, torch.Tensor.nan_to_num_, torch.Tensor.clone])
+def test_caches_that_grow_and_values_written_twice_are_no_change(inplace: Any) -> None:
+    model = Positions(in_place=inplace).eval()
+    sampler = sampler_of(model)
+    with torch.no_grad():
+        sampler.sample(model, (torch.randn(3, 4),), {}, seed=(0,))
+        model.on = True
+        for length in (4, 9, 3):
+            sampler.sample(model, (torch.randn(3, length),), {}, seed=(0,), guarded=False)
+
+
+@pytest.mark.parametrize("arguments", [{"drift": True}, {"in_place": lambda x: x.add_(1)}, {"in_place": torch.relu_}])
+def test_what_later_batches_change_is_an_error(arguments: Any) -> None:
+    model = Positions(**arguments).eval()
+    sampler = sampler_of(model)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        sampler.sample(model, (x,), {}, seed=(0,))
+        model.on = True
+        if arguments.get("in_place") is torch.relu_:  # what a pass makes of it, it makes of it again
+            sampler.sample(model, (x,), {}, seed=(0,), guarded=False)
+        else:
+            with pytest.raises(RuntimeError, match=r"got a changed|a pass to give the same"):
+                sampler.sample(model, (x,), {}, seed=(0,), guarded=False)
+
+
+def sampler_of(model: nn.Module) -> Sampler:
+    return Sampler(model, find_sites(model), num_samples=3, task="raw")
 
 
 # Masks can be shared.
@@ -274,10 +387,11 @@ def test_masks_that_follow_the_order_of_the_samples_are_refused(size: int) -> No
         sample(own(time_and_batch_in_one), torch.randn(size, 4, 8), masks="shared")
 
 
-def test_a_model_for_one_size_alone_cannot_show_it() -> None:
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+def test_a_model_for_one_size_alone_need_not_show_it(masks: Any) -> None:
+    """A causal mask for as many steps as there are samples, weights of as many classes, lists of lengths."""
     model = own(lambda m, x: m.drop(m.first(x)).view(6, 8))
-    with pytest.raises(ValueError, match=r'5 samples as well as on 6, but got RuntimeError.*masks="independent"'):
-        sample(model, torch.randn(6, 8), masks="shared")
+    sample(model, torch.randn(6, 8), masks=masks)
 
 
 def test_half_precision_is_no_other_mask() -> None:

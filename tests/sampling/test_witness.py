@@ -1,6 +1,8 @@
 """The guards of a pass: what they see, what they say, and that they put everything back."""
 
+import copy
 import math
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_dropout.sampling.witness import Witness, same_values
+from lightning_dropout.sampling.witness import Counters, Witness, same_values
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors:UserWarning", "ignore:Sparse CSR tensor support is in beta:UserWarning"
@@ -184,31 +186,28 @@ def test_nested_tensors() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_versions_show_what_later_batches_change(context: Any) -> None:
+def test_counters_show_what_was_written(context: Any) -> None:
     model, x = nn.BatchNorm1d(3).eval(), torch.randn(4, 3)
     with context():
-        with Witness(model, (x,), by_value=False) as witness:
-            model(x)
-            witness.check()
-            x.add_(1)
-            with pytest.raises(RuntimeError, match="a changed input, so that"):
-                witness.check()
-        with Witness(model, (x,), by_value=False) as witness:
-            model.train()(x)
-            with pytest.raises(RuntimeError, match=r"a changed buffer `num_batches_tracked`; call"):
-                witness.check()
-        with Witness(model, (x,), by_value=False) as witness:
-            model.running_mean = torch.zeros(3)
-            with pytest.raises(RuntimeError, match="a changed buffer `running_mean`"):
-                witness.check()
+        counters = Counters(model, ({"x": x}, 1))
+        model(x)
+        assert not counters.have_moved()
+        x.nan_to_num_()
+        assert counters.have_moved(), "also where it changes no value"
+        counters = Counters(model, (x,))
+        model.train()(x)
+        assert counters.have_moved()
+        counters = Counters(model, (x,))
+        model.running_mean = torch.zeros(3)
+        assert counters.have_moved()
 
 
 def test_tensors_made_in_inference_mode_count_nothing() -> None:
     with torch.inference_mode():
         x = torch.ones(2)
-        with Witness(nn.ReLU(), (x,), by_value=False) as witness:
-            x.add_(1)
-            witness.check()
+        counters = Counters(nn.ReLU(), (x,))
+        x.add_(1)
+        assert not counters.have_moved()
 
 
 # What modules hold.
@@ -231,6 +230,43 @@ def test_an_error_leaves_the_attributes_as_they_were() -> None:
     assert (model.names, model.table, model.state.tolist()) == (["a"], {"b": 1}, [0.0, 0.0])
     assert model[0] is layer
     assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("container", [deque([1]), {1}, [1], Counter("a"), defaultdict(int, a=1), OrderedDict(a=1)])
+def test_an_error_leaves_what_containers_hold(container: Any) -> None:
+    model = nn.Sequential()
+    model.kept, expected = container, copy.copy(container)
+    with suppress(KeyboardInterrupt), Witness(model, ()):
+        container.clear()
+        model.register_buffer("late", torch.zeros(1), persistent=False)
+        raise KeyboardInterrupt
+    assert model.kept is container
+    assert container == expected
+    assert not model._non_persistent_buffers_set
+    assert not hasattr(model, "late")
+
+
+@pytest.mark.parametrize("change", [lambda state: state.resize_(5), lambda state: state.set_(torch.zeros(3))])
+def test_a_tensor_that_cannot_be_filled_again_is_replaced_and_the_error_stays(change: Any) -> None:
+    model = nn.Sequential()
+    model.state = torch.ones(2)
+    model.register_buffer("buffer", torch.ones(2))
+    with pytest.raises(KeyError, match="its own"), Witness(model, ()):  # noqa: PT012
+        change(model.state)
+        change(model.buffer)
+        raise KeyError("its own")
+    assert model.state.tolist() == model.buffer.tolist() == [1.0, 1.0]
+
+
+def test_tensors_of_inference_mode_are_filled_again() -> None:
+    model = nn.Sequential()
+    with torch.inference_mode():
+        model.state = torch.ones(2)
+    with pytest.raises(KeyError), Witness(model, ()):  # noqa: PT012
+        with torch.inference_mode():
+            model.state.zero_()
+        raise KeyError
+    assert model.state.tolist() == [1.0, 1.0]
 
 
 def test_success_leaves_what_the_model_noted() -> None:
