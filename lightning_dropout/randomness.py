@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _MT19937_BYTES = 2500  # 624 words and a position
+_COMMON = (bool, int, float, str, type(None))
 _LONGEST = 1000  # entries of a list that is looked through; longer ones hold data
 
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
@@ -129,7 +130,8 @@ def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list
         >>> own_generators_of([layer])
         [<torch._C.Generator object at 0x...>]
     """
-    held = (value for module in modules for attribute in vars(module).values() for value in _entries(attribute))
+    attributes = (attribute for module in modules for attribute in vars(module).values())
+    held = (entry for attribute in attributes if not isinstance(attribute, _COMMON) for entry in _entries(attribute))
     found = (
         each
         for each in (*held, *tree_leaves(inputs))
@@ -139,7 +141,9 @@ def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list
 
 
 def _entries(attribute: Any) -> Iterable[Any]:
-    if isinstance(attribute, list | tuple | dict) and len(attribute) <= _LONGEST:
+    if isinstance(attribute, (list, tuple, dict)):
+        if len(attribute) > _LONGEST:
+            return ()
         return attribute.values() if isinstance(attribute, dict) else attribute
     return (attribute,)
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_dropout.randomness import (
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch"]
 
+_FIXED = (Tensor, bool, int, float, str, type(None))  # what a call alone gives a pass for itself
+
 
 class Batch:
     """One batch of ``sampler``.
@@ -51,7 +54,8 @@ class Batch:
         seed: tuple[int, ...],
         witness: Witness | None = None,
     ) -> None:
-        self.inputs, self.signature = inputs, signature_of(inputs)
+        self.inputs, self.signature = inputs, signature_of(*inputs)
+        self._may_change = not all(isinstance(each, _FIXED) for each in (*inputs[0], *inputs[1].values()))
         self._sampler, self._forward = sampler, forward
         self._witness = witness
         of_inputs = generators_of((), tree_leaves(inputs))  # of a model without parameters on a GPU
@@ -136,7 +140,7 @@ class Batch:
                 self.masks.begin(number, size, folds)
 
         def forward() -> Any:
-            args, kwargs = copied(inputs)
+            args, kwargs = copied(inputs) if self._may_change else inputs
             returned = self._forward(*args, **kwargs)
             if self.masks is not None:
                 self.masks.check()

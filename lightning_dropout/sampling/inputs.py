@@ -6,7 +6,7 @@ a model.
 
 import copy
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -87,26 +87,23 @@ def _may_change(value: Any) -> bool:
     return isinstance(value, Tensor | list | dict | set | deque) or bool(getattr(value, "__dict__", None))
 
 
-def signature_of(inputs: Any) -> Hashable:
-    """Return what tells calls apart that may take other ways through a model: not the sizes of tensors, nor numbers.
+def signature_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """Return what tells calls apart that may take other ways through a model: not sizes of tensors, numbers or texts.
 
     Example:
         >>> import torch
-        >>> signature_of((torch.ones(2, 3), 5)) == signature_of((torch.ones(7, 4), 6))
+        >>> signature_of((torch.ones(2, 3), 5), {}) == signature_of((torch.ones(7, 4), 6), {})
         True
-        >>> signature_of((torch.ones(2, 3), True)) == signature_of((torch.ones(2, 3), False))
+        >>> signature_of((torch.ones(2, 3),), {"causal": True}) == signature_of((torch.ones(2, 3),), {"causal": False})
         False
     """
-    leaves, spec = tree_flatten(inputs)
-    kinds = [
-        (leaf.dtype, leaf.ndim)
-        if isinstance(leaf, Tensor)
-        else leaf
-        if isinstance(leaf, bool | str | None)
-        else type(leaf)
-        for leaf in leaves
-    ]
-    return str(spec), *kinds
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    kinds = [(leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else _switch(leaf, bool) for leaf in leaves]
+    return str(spec), *kinds, *(_switch(argument, str) for argument in (*args, *kwargs.values()))
+
+
+def _switch(argument: Any, kind: type) -> Hashable:
+    return argument if isinstance(argument, kind) else type(argument)
 
 
 def resized(inputs: Any, size: int, rows: int) -> Any:

@@ -200,12 +200,13 @@ class Record(TorchFunctionMode):
                 closed = closed and all(map(_is_value, (*inputs, *named_inputs.values())))
                 event = self._event(module, output) if closed else None
                 if event is not None:
-                    event.made = [
-                        (made, (*modules, id(module)))
-                        for inner in self._events[start:]
-                        for made, modules in (*((leaf, ()) for leaf in inner.leaves), *inner.made)
-                        if isinstance(made, TensorWeakRef) and made() is not None
-                    ]
+                    for inner in self._events[start:]:
+                        for leaf in inner.leaves:
+                            if type(leaf) is TensorWeakRef and leaf() is not None:
+                                event.made.append((leaf, (id(module),)))
+                        for made, modules in inner.made:
+                            if made() is not None:
+                                event.made.append((made, (*modules, id(module))))
                     self._events[start:] = [event]
                 return
 

@@ -24,7 +24,6 @@ from lightning_dropout.randomness import OwnGenerator
 from lightning_dropout.sampling.record import PLAIN, DivergedError, Knowledge, Record
 from lightning_dropout.sampling.witness import same_values
 from lightning_dropout.sites import Site
-from lightning_dropout.sites.compilation import compiled_roots
 
 __all__ = ["PrefixReuse", "Reuse", "communicates", "obstacle_of"]
 
@@ -56,9 +55,9 @@ class Reuse:
 _KNOWLEDGE: "weakref.WeakKeyDictionary[nn.Module, dict[frozenset[int], Knowledge]]" = weakref.WeakKeyDictionary()
 
 
-def obstacle_of(model: nn.Module) -> str:
-    """Return why the passes of ``model`` must run in full, or nothing."""
-    if compiled_roots(model):
+def obstacle_of(model: nn.Module, compiled: bool) -> str:
+    """Return why the passes of ``model``, of which something is ``compiled``, must run in full, or nothing."""
+    if compiled:
         return "compiled code cannot be watched"
     if any(isinstance(part, nn.DataParallel) for part in model.modules()):
         return "DataParallel runs the model on several threads"

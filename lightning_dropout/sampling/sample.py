@@ -176,6 +176,7 @@ class Sampler:
         self._others = [site for site in sites_of(model, strict=False) if site.key not in asked]
         self.generators, self.own = generators_of(model.modules()), own_generators_of(model.modules())
         self.communicates = communicates(model)
+        self._buffers = [module._buffers for module in model.modules()]
         self.look_at_compilation()
         if self.chunk_size > 1:
             refuse_coins_of_the_batch(sites, masks)
@@ -183,7 +184,7 @@ class Sampler:
     def look_at_compilation(self) -> None:
         """Take note of what is compiled; for whoever compiles a part of the model after construction."""
         self.compiled = bool(compiled_roots(self.model))
-        self.obstacle = obstacle_of(self.model)
+        self.obstacle = obstacle_of(self.model, self.compiled)
         self._shared: SharedMasks | None = None
 
     def shared_masks(self, seed: int) -> SharedMasks:
@@ -215,7 +216,7 @@ class Sampler:
         _refuse_silence(self.sites, rates)
         quiet = self._others_to_keep_quiet()
         inputs = tuple(args), dict(kwargs)
-        witness, counters = (Witness(self.model, inputs), None) if guarded else (None, Counters(self.model, inputs))
+        witness, counters = (Witness(self.model, inputs), None) if guarded else (None, Counters(self._buffers, inputs))
         batch = Batch(self, forward, inputs, seed, witness)
         trial = Trial(self, batch) if guarded else None
         statistics = Statistics(self.task, self.class_dim, keep_samples=self.return_samples)
@@ -250,7 +251,7 @@ class Sampler:
                         number += 1
                 if trial is not None and (batch.compared is not None or number == self.num_samples):
                     trial.repeats(start, passes)
-                if counters is not None and start == 0 and counters.have_moved():
+                if counters is not None and start == 0 and counters.have_moved() and not self.communicates:
                     Trial(self, batch).withstands(passes)
         assert first is not None  # noqa: S101  (num_samples is at least 1)
         assert rest is not None  # noqa: S101

@@ -39,7 +39,9 @@ class Trial:
         self._sampler, self._batch = sampler, batch
         self._shown = _SHOWN.setdefault(sampler.model, set())
         places = frozenset(id(user.module) for site in sampler.sites for user in site.users)
-        self._kind = places, sampler.output, batch.signature
+        # A function that is written where it is used is another one in every call.
+        output = sampler.output if isinstance(sampler.output, str | None) else getattr(sampler.output, "__code__", None)
+        self._kind = places, output, batch.signature
 
     def folds(self) -> None:
         """Raise unless samples, with the sites asleep, do not see what else is in the batch.

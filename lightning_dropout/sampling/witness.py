@@ -5,7 +5,7 @@ Compares and copies; nothing here runs a model.
 
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,19 +86,19 @@ class Counters:
     Whoever writes the same values is noticed, too; what numpy and some kernels write is not.
 
     Args:
-        model: Whose buffers.
+        buffers: The dictionaries in which modules hold theirs.
         inputs: What a pass reads, in any nesting.
 
     Example:
         >>> x = torch.zeros(2)
-        >>> counters = Counters(nn.ReLU(), (x,))
+        >>> counters = Counters([], (x,))
         >>> _ = x.add_(0)
         >>> counters.have_moved()
         True
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self._model = model
+    def __init__(self, buffers: Sequence[Mapping[str, Tensor | None]], inputs: Any) -> None:
+        self._buffers = buffers
         self._inputs = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         self._seen = self._look()
 
@@ -107,7 +107,7 @@ class Counters:
         return self._look() != self._seen
 
     def _look(self) -> list[tuple[int, int]]:
-        buffers = (buffer for module in self._model.modules() for buffer in module._buffers.values())
+        buffers = (buffer for held in self._buffers for buffer in held.values())
         # What was made in inference mode counts nothing.
         return [
             (id(each), 0 if each.is_inference() else each._version)
@@ -124,7 +124,7 @@ class _Attributes:
         self._values = dict(self._held)
         self._containers, self._tensors = [], []
         for name, value in self._values.items():
-            if isinstance(value, dict | list | set | deque):
+            if isinstance(value, (dict, list, set, deque)):
                 self._containers.append((value, copy.copy(value) if value else None))  # most are empty books of hooks
             elif isinstance(value, Tensor) and value.numel() <= _LARGEST:
                 self._tensors.append((name, value, value.clone()))

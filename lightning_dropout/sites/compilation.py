@@ -35,7 +35,9 @@ def compiled_roots(model: nn.Module) -> list[nn.Module]:
         >>> compiled_roots(layers)
         [Dropout(p=0.5, inplace=False)]
     """
-    return [part for part in model.modules() if _is_compiled(part)]
+    parts = [*model.modules()]
+    compiled = {cls: _has_compiled_method(cls) for cls in set(map(type, parts))}
+    return [part for part in parts if compiled[type(part)] or _is_compiled(part)]
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -44,18 +46,21 @@ def _is_compiled(module: nn.Module) -> bool:
         or getattr(module, "_compiled_call_impl", None) is not None
         # Such as `self.forward = torch.compile(self.forward)`, and what Lightning does to a compiled LightningModule;
         # not any function that is kept in the module, such as a compiled loss.
-        or any(_is_compiled_function(value) and hasattr(type(module), name) for name, value in vars(module).items())
-        or any(_is_compiled_function(value) for cls in type(module).__mro__ for value in vars(cls).values())
+        or any(
+            callable(value) and _is_compiled_function(value) and hasattr(type(module), name)
+            for name, value in vars(module).items()
+        )
     )
+
+
+def _has_compiled_method(cls: type) -> bool:
+    own = (base for base in cls.__mro__ if base not in (nn.Module, object))
+    return any(callable(value) and _is_compiled_function(value) for base in own for value in vars(base).values())
 
 
 def _is_compiled_function(value: object) -> bool:
     # `torch.compiler.disable` leaves the same mark.
-    return (
-        callable(value)
-        and hasattr(value, "_torchdynamo_orig_callable")
-        and not getattr(value, "_torchdynamo_disable", False)
-    )
+    return hasattr(value, "_torchdynamo_orig_callable") and not getattr(value, "_torchdynamo_disable", False)
 
 
 def allow_graphs(number: int) -> None:

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from lightning_dropout.sampling import mc_sample
-from lightning_dropout.sampling.inputs import batch_size_of, copied, resized
+from lightning_dropout.sampling.inputs import batch_size_of, copied, resized, signature_of
 
 
 class Cache:
@@ -184,6 +184,25 @@ def test_weights_beside_the_batch_are_no_batch() -> None:
     more = resized((x, weight), 2, 10)
     assert more[0].shape == (10, 3)
     assert more[1] is weight
+
+
+def test_what_may_choose_another_way_is_another_kind_of_call() -> None:
+    x, double = torch.ones(2, 3), torch.ones(2, 3).double()
+    kinds = [
+        signature_of((x,), {}),
+        signature_of((double,), {}),
+        signature_of((x[0],), {}),
+        signature_of((x, x), {}),
+        signature_of((x,), {"mask": x}),
+        signature_of((x, None), {}),
+        signature_of((x, True), {}),
+        signature_of((x, False), {}),
+        signature_of((x, "mean"), {}),
+        signature_of((x, "max"), {}),
+        signature_of(({"x": x},), {}),
+    ]
+    assert len(set(kinds)) == len(kinds)
+    assert signature_of((x, 1, ["a text"]), {"size": 2.0}) == signature_of((x[:1], 2, ["another"]), {"size": 3.0})
 
 
 @pytest.mark.parametrize("inputs", [(), (1, "x"), (torch.tensor(1.0),)])

@@ -257,6 +257,20 @@ def test_each_way_through_the_model_is_tried() -> None:
     sample(model, x, False)
 
 
+def test_a_function_written_in_the_call_is_one_kind_of_call() -> None:
+    calls: Counter[str] = Counter()
+
+    def forward(m: Any, x: Tensor) -> dict[str, Tensor]:
+        calls["forward"] += 1
+        return {"a": m.drop(x), "b": m.first(m.drop(x))}
+
+    model = own(forward)  # type: ignore[arg-type]
+    for expected in (3, 2, 2):
+        calls.clear()
+        sample(model, torch.randn(3, 8), num_samples=1, output=lambda outputs: outputs["a"])
+        assert calls["forward"] == expected
+
+
 def test_masks_are_learned_for_each_way_through_the_model() -> None:
     model = own(count)
 
