@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import numbers
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -33,9 +34,11 @@ __all__ = [
 ]
 
 _MT19937_BYTES = 2500  # 624 words and a position
-_COMMON = (bool, int, float, str, type(None))
+_COMMON = frozenset([bool, int, float, str, type(None)])
+_CONTAINERS = frozenset([dict, OrderedDict, list, tuple])
 _LONGEST = 1000  # entries of a list that is looked through; longer ones hold data
 
+_KINDS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
@@ -130,22 +133,25 @@ def own_generators_of(modules: Iterable[nn.Module], inputs: object = ()) -> list
         >>> own_generators_of([layer])
         [<torch._C.Generator object at 0x...>]
     """
-    attributes = (attribute for module in modules for attribute in vars(module).values())
-    held = (entry for attribute in attributes if not isinstance(attribute, _COMMON) for entry in _entries(attribute))
+    held = (entry for module in modules for entry in _entries(vars(module).values()))
     found = (
         each
         for each in (*held, *tree_leaves(inputs))
-        if isinstance(each, OwnGenerator) and not isinstance(each, random.SystemRandom)
+        if isinstance(each, _KINDS) and not isinstance(each, random.SystemRandom)
     )
     return [*{id(each): each for each in found}.values()]
 
 
-def _entries(attribute: Any) -> Iterable[Any]:
-    if isinstance(attribute, (list, tuple, dict)):
-        if len(attribute) > _LONGEST:
-            return ()
-        return attribute.values() if isinstance(attribute, dict) else attribute
-    return (attribute,)
+def _entries(attributes: Iterable[Any]) -> Iterator[Any]:
+    """Yield attributes that may be generators, and the entries of short lists and dictionaries among them."""
+    for attribute in attributes:
+        kind = type(attribute)
+        if kind in _COMMON:
+            continue
+        if kind not in _CONTAINERS:
+            yield attribute
+        elif 0 < len(attribute) <= _LONGEST:
+            yield from attribute.values() if isinstance(attribute, dict) else attribute
 
 
 def generators_of(modules: Iterable[nn.Module], inputs: Iterable[object] = ()) -> list[torch.Generator]:
