@@ -72,7 +72,8 @@ class MCDropout(AnyCallback):
             sampling would find only rates of 0; in the first step if no call, or two different ones, could be sampled,
             or if the outputs do not fit ``task`` or cannot be averaged; where a label at a place that you
             named is no class.
-        RuntimeError: In the first step of a loader if passes change a buffer or the input, or do not differ.
+        RuntimeError: In the first step of a loader if passes change a buffer or the input, do not differ, or do not
+            give the same again from the same seed.
 
     Source:
         Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation", arXiv:1506.02142.

@@ -91,9 +91,10 @@ def mc_sample(
 
     Raises:
         ValueError: If no site matches or every rate is 0, if the outputs do not fit ``task`` or cannot be averaged, if
-            a site cannot share its masks, or ``num_samples`` or ``chunk_size`` < 1.
-        RuntimeError: If passes change a buffer or the input, do not differ, or do not fit into memory; the model is
-            left as it was.
+            a site cannot share its masks, samples see each other and ``chunk_size`` is above 1, or ``num_samples`` or
+            ``chunk_size`` < 1.
+        RuntimeError: If passes change a buffer or the input, do not differ, do not give the same again from the same
+            seed, or do not fit into memory; the model is left as it was.
 
     Source:
         Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation", arXiv:1506.02142.
