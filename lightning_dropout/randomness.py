@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "OwnGenerator",
+    "all_states",
     "derive_seed",
     "generators_of",
     "isolated_generators",
@@ -184,6 +185,11 @@ def random_states(generators: Sequence[torch.Generator]) -> tuple[object, ...]:
 def own_states(own: Sequence[OwnGenerator]) -> Sequence[object]:
     """Return the states of modules' own generators in a form that can be compared."""
     return [_comparable_state(each) for each in own]
+
+
+def all_states(generators: Sequence[torch.Generator], own: Sequence[OwnGenerator]) -> tuple[object, ...]:
+    """Return what :func:`random_states` does, and behind it the states of modules' own generators together."""
+    return *random_states(generators), own_states(own)
 
 
 def torch_states(generators: Sequence[torch.Generator]) -> Sequence[bytes]:

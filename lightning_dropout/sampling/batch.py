@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_dropout.randomness import (
-    derive_seed,
-    generators_of,
-    own_generators_of,
-    own_states,
-    random_states,
-    seed_everywhere,
-)
+from lightning_dropout.randomness import all_states, derive_seed, generators_of, own_generators_of, seed_everywhere
 from lightning_dropout.sampling.folding import unfold
 from lightning_dropout.sampling.inputs import batch_size_of, copied, resized, signature_of
 from lightning_dropout.sampling.masks import SharedMasks, fast_masks
@@ -100,16 +93,11 @@ class Batch:
 
     def run(self, number: int) -> list[Any]:
         """Return the outputs of the passes from ``number`` on that run at a time."""
-        folds = self._folds(number)
-        inputs = self._chunk if folds == self._sampler.chunk_size else self._resized(self.size * folds)
-        prefix = self._prefix if folds == self._sampler.chunk_size else None
-        return unfold(self._run(number, inputs, self.size, folds, prefix), self.size, folds)
+        return self._passes(number, self._prefix)
 
     def repeat(self, number: int) -> list[Any]:
         """Return what :meth:`run` has returned, from a run in full."""
-        folds = self._folds(number)
-        outputs = self._run(number, self._resized(self.size * folds), self.size, folds)
-        return unfold(outputs, self.size, folds)
+        return self._passes(number, None)
 
     def of_rows(self, rows: int) -> Any:
         """Return the output of pass 0 for the first ``rows`` samples, or for all repeated until there are ``rows``."""
@@ -117,14 +105,16 @@ class Batch:
 
     def has_drawn(self) -> bool:
         """Tell whether the last run of :meth:`of_rows` has moved a generator."""
-        return self._states() != self._seeded
+        return all_states(self.generators, self.own) != self._seeded
 
-    def _states(self) -> tuple[object, ...]:
-        return *random_states(self.generators), own_states(self.own)
-
-    def _folds(self, number: int) -> int:
-        left = self._sampler.num_samples - number
-        return min(self._sampler.chunk_size, left) if left > 0 else self._sampler.chunk_size
+    def _passes(self, number: int, prefix: PrefixReuse | None) -> list[Any]:
+        chunk_size, left = self._sampler.chunk_size, self._sampler.num_samples - number
+        folds = min(chunk_size, left) if left > 0 else chunk_size
+        if folds == chunk_size:
+            outputs = self._run(number, self._chunk, self.size, folds, prefix)
+        else:
+            outputs = self._run(number, self._resized(self.size * folds), self.size, folds)
+        return unfold(outputs, self.size, folds)
 
     def _resized(self, rows: int) -> Any:
         return resized(self.inputs, self.size, rows)
@@ -135,7 +125,7 @@ class Batch:
         def prepare() -> None:
             seed_everywhere(derive_seed(*self._seed, number), self.generators, self.own)
             if watched:
-                self._seeded = self._states()
+                self._seeded = all_states(self.generators, self.own)
             if self.masks is not None:
                 self.masks.begin(number, size, folds)
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dropout.nn import Dropout, functional
-from lightning_dropout.randomness import derive_seed, generators_of, own_generators_of, own_states, random_states
+from lightning_dropout.randomness import all_states, derive_seed, generators_of, own_generators_of
 from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sites import Site, compiled_roots
 
@@ -191,10 +191,7 @@ class SharedMasks:
         self._calls: Counter[int] = Counter()
         self._shapes: dict[tuple[int, int], Sequence[int]] = {}  # of the draws, by layer and their number there
         self._unknown: dict[str, None] = {}
-        self._states = self._random_states()
-
-    def _random_states(self) -> tuple[object, ...]:
-        return *random_states(self._generators), own_states(self._own)
+        self._states = all_states(self._generators, self._own)
 
     def expect(self, signature: Hashable) -> None:
         """Say what kind of call comes next: each may take another way through the model."""
@@ -229,7 +226,7 @@ class SharedMasks:
             for name, before, after in zip(
                 ("torch", "numpy", "random", "a generator of a module"),
                 self._states,
-                self._random_states(),
+                all_states(self._generators, self._own),
                 strict=True,
             )
             # Layer drop may toss its coins in plain Python: one for all samples, in a pass that is seeded.

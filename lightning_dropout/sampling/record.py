@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import TensorWeakRef
 
-from lightning_dropout.randomness import OwnGenerator, own_states, random_states
+from lightning_dropout.randomness import OwnGenerator, all_states
 from lightning_dropout.sampling.activation import lend_forward
 from lightning_dropout.sampling.witness import same_values
 from lightning_dropout.sites.observation import drop_rate
@@ -140,7 +140,7 @@ class Record(TorchFunctionMode):
         self._looks = 0
         self._busy = self._ended = False
         self._thread = threading.get_ident()
-        self._states = self._random_states()
+        self._states = all_states(self._generators, self._own)
         self._started = time.perf_counter()
         with ExitStack() as self._hooks:
             self._hooks.callback(register_module_forward_pre_hook(self._enter_module).remove)
@@ -261,10 +261,7 @@ class Record(TorchFunctionMode):
 
     def _has_drawn(self) -> bool:
         with torch._C.DisableTorchFunction():  # our own look at a state is none of the model's calls
-            return bool(self._random_states() != self._states)
-
-    def _random_states(self) -> Any:
-        return random_states(self._generators), own_states(self._own)
+            return all_states(self._generators, self._own) != self._states
 
     def _end(self) -> None:
         """Stop watching, since the first draw comes now; keep what is alive."""

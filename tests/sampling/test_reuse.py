@@ -199,23 +199,22 @@ def keep(m: Kit, x: Tensor) -> Tensor:
     return m.l3(m.l1.kept + 1)  # type: ignore[no-any-return]
 
 
-@case()
-def kept_by_a_module_and_changed_in_a_later_batch(m: Kit, x: Tensor) -> Tensor:
-    h = part(m, "keeper", functools.partial(keep, m))(x)
+def change_what_is_kept(m: Kit, h: Tensor) -> Tensor:
     d = m.drop(h)
     if m.batch > 0:
         m.l1.kept.add_(d)
-    return m.head(d + m.l1.kept)
+    return m.head(d + m.l1.kept)  # type: ignore[no-any-return]
+
+
+@case()
+def kept_by_a_module_and_changed_in_a_later_batch(m: Kit, x: Tensor) -> Tensor:
+    return change_what_is_kept(m, part(m, "keeper", functools.partial(keep, m))(x))
 
 
 @case()
 def kept_by_a_module_within_a_module(m: Kit, x: Tensor) -> Tensor:
     inner = part(m, "inner", functools.partial(keep, m))
-    h = part(m, "outer", lambda x: m.l2(inner(m.l2(x))) * 2)(x)
-    d = m.drop(h)
-    if m.batch > 0:
-        m.l1.kept.add_(d)
-    return m.head(d + m.l1.kept)
+    return change_what_is_kept(m, part(m, "outer", lambda x: m.l2(inner(m.l2(x))) * 2)(x))
 
 
 @case()
