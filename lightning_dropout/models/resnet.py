@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lightning_dropout.models.arguments import block_rates, check_count, check_image_shape
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.nn.depth_rules import DepthRule
+from lightning_dropout.nn.functional import Mode, check_mode
 from lightning_dropout.probability import check_probability
 
 __all__ = ["ResBlock", "ResNet"]
@@ -39,6 +40,9 @@ class ResBlock(nn.Module):
         p: Rate of the dropout before the last convolution, in [0, 1].
         bottleneck: Three convolutions, 1x1, 3x3, 1x1, the first two of a quarter of the output's channels, instead of
             two of 3x3.
+        stochastic_depth_mode: ``"subset"`` runs ``block`` for the kept samples only, at least two of them (its norms
+            see no others), ``"row"`` for all, ``"batch"`` for all or none; see
+            ``lightning_dropout.nn.functional.drop_residual``.
 
     Shape:
         ``(batch, in_channels, height, width)`` to ``(batch, out_channels, *)``, height and width divided by
@@ -65,8 +69,10 @@ class ResBlock(nn.Module):
         drop_path: float = 0.0,
         p: float = 0.0,
         bottleneck: bool = False,
+        stochastic_depth_mode: Mode = "subset",
     ) -> None:
         super().__init__()
+        check_mode(stochastic_depth_mode, "stochastic_depth_mode")
         if bottleneck and out_channels % _BOTTLENECK:
             raise ValueError(
                 f"Expected `out_channels` of a bottleneck to be a multiple of {_BOTTLENECK}, but got {out_channels}."
@@ -83,7 +89,8 @@ class ResBlock(nn.Module):
         self.shortcut = (
             nn.Identity() if same_shape else nn.Sequential(*_conv_norm(in_channels, out_channels, 1, stride))
         )
-        self.drop_path = DropPath(check_probability(drop_path, "drop_path"))
+        # One value cannot be normalised over a batch of one.
+        self.drop_path = DropPath(check_probability(drop_path, "drop_path"), stochastic_depth_mode, min_samples=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, before its activation."""
@@ -105,6 +112,8 @@ class ResNet(nn.Module):
         block_p: Rate of the dropouts inside the blocks, in [0, 1].
         drop_path: Stochastic-depth rate of the last block, in [0, 1].
         depth_rule: Rates of the other blocks, see ``lightning_dropout.nn.depth_rates``.
+        stochastic_depth_mode: ``"subset"`` runs branches for the kept samples only, which saves time and memory;
+            ``"row"`` for all, ``"batch"`` for all or none.
 
     Shape:
         ``(batch, channels, height, width)`` to logits ``(batch, num_classes)``.
@@ -135,6 +144,7 @@ class ResNet(nn.Module):
         block_p: float = 0.0,
         drop_path: float = 0.0,
         depth_rule: DepthRule = "linear",
+        stochastic_depth_mode: Mode = "subset",
     ) -> None:
         super().__init__()
         image_shape = check_image_shape(input_shape)
@@ -155,7 +165,9 @@ class ResNet(nn.Module):
             after = channels * 2**stage * (_BOTTLENECK if depth == 50 else 1)
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                self.blocks.append(ResBlock(before, after, stride, next(rates), block_p, bottleneck=depth == 50))
+                self.blocks.append(
+                    ResBlock(before, after, stride, next(rates), block_p, depth == 50, stochastic_depth_mode)
+                )
                 before = after
         self.dropout = Dropout(p)
         self.fc = nn.Linear(before, num_classes)

@@ -11,6 +11,7 @@ from lightning_dropout.models.attention import Attention
 from lightning_dropout.models.block import Block
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.nn.depth_rules import DepthRule
+from lightning_dropout.nn.functional import Mode, check_mode
 from lightning_dropout.probability import check_probability
 
 __all__ = ["PRESETS", "EncoderBlock", "ViT"]
@@ -40,6 +41,8 @@ class EncoderBlock(nn.Module):
         attention_p: Rate of the attention weights, in [0, 1].
         projection_p: Rate of the attention's output, in [0, 1].
         drop_path: Probability of dropping a sample's branch, in [0, 1]; both branches toss their own coins.
+        stochastic_depth_mode: ``"subset"`` runs branches for the kept samples only, ``"row"`` for all, ``"batch"`` for
+            all or none; see ``lightning_dropout.nn.functional.drop_residual``.
 
     Shape:
         ``(batch, tokens, dim)`` to the same.
@@ -64,14 +67,16 @@ class EncoderBlock(nn.Module):
         attention_p: float = 0.0,
         projection_p: float = 0.0,
         drop_path: float = 0.0,
+        stochastic_depth_mode: Mode = "subset",
     ) -> None:
         super().__init__()
+        check_mode(stochastic_depth_mode, "stochastic_depth_mode")
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads, attention_p, projection_p)
-        self.drop_path1 = DropPath(check_probability(drop_path, "drop_path"))
+        self.drop_path1 = DropPath(check_probability(drop_path, "drop_path"), stochastic_depth_mode)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Block(dim, hidden, p)
-        self.drop_path2 = DropPath(drop_path)
+        self.drop_path2 = DropPath(drop_path, stochastic_depth_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens after both residual additions."""
@@ -103,6 +108,8 @@ class ViT(nn.Module):
         projection_p: Rate of the attention's output, in [0, 1].
         drop_path: Stochastic-depth rate of the last block, in [0, 1].
         depth_rule: Rates of the other blocks, see ``lightning_dropout.nn.depth_rates``.
+        stochastic_depth_mode: ``"subset"`` runs branches for the kept samples only, which saves time and memory;
+            ``"row"`` for all, ``"batch"`` for all or none.
 
     Shape:
         ``(batch, *input_shape)`` to logits ``(batch, num_classes)``.
@@ -139,6 +146,7 @@ class ViT(nn.Module):
         projection_p: float = 0.0,
         drop_path: float = 0.0,
         depth_rule: DepthRule = "linear",
+        stochastic_depth_mode: Mode = "subset",
     ) -> None:
         super().__init__()
         if preset not in PRESETS:
@@ -168,7 +176,9 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, num_patches + (pool == "class"), dim))
         self.dropout = Dropout(p)
         self.blocks = nn.ModuleList(
-            EncoderBlock(dim, num_heads, int(dim * mlp_ratio), p, attention_p, projection_p, rate)
+            EncoderBlock(
+                dim, num_heads, int(dim * mlp_ratio), p, attention_p, projection_p, rate, stochastic_depth_mode
+            )
             for rate in block_rates(drop_path, depth, depth_rule)
         )
         self.norm = nn.LayerNorm(dim)

@@ -5,5 +5,6 @@ from lightning_dropout.nn.attention_dropout import AttentionDropout
 from lightning_dropout.nn.depth_rules import depth_rates
 from lightning_dropout.nn.drop_path import DropPath
 from lightning_dropout.nn.dropout import Dropout
+from lightning_dropout.nn.stochastic_depth import StochasticDepth
 
-__all__ = ["AttentionDropout", "DropPath", "Dropout", "depth_rates", "functional"]
+__all__ = ["AttentionDropout", "DropPath", "Dropout", "StochasticDepth", "depth_rates", "functional"]

@@ -8,13 +8,15 @@ There are two ways to draw. The general one spends a float32 on each coin. On a 
 dropout costs, eager code spends 16 bits and selects with a kernel that needs no branch per value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from lightning_dropout.nn.subset import add_subset, can_subset, draw_subset, draw_traced, select, spread_subset
 from lightning_dropout.probability import check_probability
 
 __all__ = [
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 Granularity = Literal["element", "channel"]
-Mode = Literal["row", "batch"]
+Mode = Literal["row", "batch", "subset"]
 
 
 def dropout(
@@ -106,7 +108,8 @@ def drop_path(
         x: Output of the branch, before it is added.
         drop_prob: Probability of dropping, in [0, 1]; resolved, and as a tensor, as in ``dropout``.
         training: Drop (True) or pass ``x`` through (False).
-        mode: ``"row"`` tosses one coin per sample, ``"batch"`` one for all samples.
+        mode: ``"row"`` tosses one coin per sample, ``"batch"`` one for all samples. ``"subset"`` is a way to run
+            branches, see ``drop_residual``; to a finished branch it is ``"row"``.
         scale_by_keep: Rescale kept values, so that the mean is that of evaluation; False leaves them as they are.
 
     Shape:
@@ -130,57 +133,137 @@ def drop_path(
     if not training or (isinstance(drop_prob, float) and drop_prob == 0.0):
         return x
     coins = [1] * x.ndim
-    if mode == "row":
+    if mode != "batch":
         coins[0] = x.shape[0]
     return _drop(x, coins, drop_prob, rescale=scale_by_keep)
 
 
 def drop_residual(
     x: Tensor,
-    branch: Callable[[Tensor], Tensor],
-    drop_prob: float | Tensor,
+    branch: Callable[..., Tensor],
+    drop_prob: float | Tensor | Callable[[], float],
     training: bool = True,
     mode: Mode = "row",
     scale_by_keep: bool = True,
     *,
-    shortcut: Callable[[Tensor], Tensor] | None = None,
+    shortcut: Callable[[Tensor], Tensor] | Literal[0] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    shared_inputs: Collection[str | int] = (),
+    batch_dim: int = 0,
+    min_samples: int = 1,
 ) -> Tensor:
-    """Add a residual branch that is sometimes dropped: ``x + drop_path(branch(x))``.
+    """Add a residual branch that is sometimes dropped, ``x + drop_path(branch(x))``, and save what it would have cost.
 
-    The one place where our models add residuals. Taking the branch as a function, instead of its output, leaves
-    room to run it for the kept samples only. Training and evaluation: as ``drop_path``.
+    Training: ``mode="row"`` runs the branch for all samples and drops what it made of some. ``"subset"`` runs it for
+    the samples that are kept alone, which saves the share ``drop_prob`` of its time and memory; ``"batch"`` runs it for
+    all or not at all. In each of them a sample is dropped with probability ``drop_prob``, and what is kept grows by
+    ``1 / (1 - drop_prob)``; in ``"subset"`` the number of samples kept is ``batch * (1 - drop_prob)``, rounded up or
+    down at random. Evaluation, or a rate of 0: ``x + branch(x)``. A rate of 1: ``x``, with zero gradients.
+
+    The branch of a ``"subset"`` is run for at least one sample, with weight 0 if none is kept: so every parameter has
+    a gradient, which ``DistributedDataParallel`` waits for. ``"batch"`` does so only among several processes; in a
+    single one the parameters of a skipped branch have no gradient, and optimizers leave them as they are.
+
+    Under ``torch.compile`` the samples are drawn between two graphs; where there may be one only
+    (``fullgraph=True``) the whole branch is run and then dropped, by the same law, with a warning; silently so under
+    ``vmap`` and tracing, and where the branch is given something that cannot be taken apart (a key-value cache).
 
     Args:
-        x: What enters both the branch and the sum.
+        x: What enters both the branch and the sum; with ``shortcut``, also a list of tensors.
         branch: Function or module of ``x``; must treat every sample by itself or be batch normalisation.
-        drop_prob: Probability of dropping, in [0, 1]; a tensor as in ``dropout``.
+        drop_prob: Probability of dropping, in [0, 1]. A tensor as in ``dropout``, but ``"subset"`` and ``"batch"`` look
+            at its value: keep it on the CPU. Or a function that returns it: no constant of a compiled graph.
         training: Drop (True) or add the branch as it is (False).
-        mode: As in ``drop_path``.
+        mode: ``"row"``, ``"batch"`` or ``"subset"``, see above.
         scale_by_keep: As in ``drop_path``.
         shortcut: Where the branch changes the shape: what takes the place of ``x`` in the sum, ``shortcut(x)``. Never
-            dropped.
+            dropped. 0 adds to nothing: ``drop_path(branch(x))`` alone.
+        args: What the branch is given besides ``x``: masks, positions, conditioning. Tensors with as many entries along
+            ``batch_dim`` as ``x`` are taken apart as ``x`` is, all others are for all samples.
+        kwargs: The same, by name.
+        shared_inputs: Names in ``kwargs`` and numbers in ``args`` (from 0) of what is for all samples even where its
+            size is by chance that of the batch: a table of positions, a bias for each head.
+        batch_dim: Dimension of the samples, at least 0.
+        min_samples: Fewest samples that the branch is run for, at least 1: 2 if it holds batch normalisation, which
+            cannot normalise one value. The additional ones do not count.
 
     Shape:
         ``(batch, *)`` to the shape of the branch's output.
 
     Raises:
-        ValueError: If the branch's output cannot be added without broadcasting; otherwise as ``drop_path``.
+        ValueError: If the branch's output cannot be added without broadcasting, or ``x`` has no dimension
+            ``batch_dim``; otherwise as ``drop_path``.
 
     Source:
-        Huang et al. (2016), arXiv:1603.09382, equation 2.
+        Huang et al. (2016), arXiv:1603.09382, equation 2. Subsets: Oquab et al., "DINOv2" (2023), arXiv:2304.07193,
+        section 5, there with a rounded rate.
 
     Example:
         >>> drop_residual(torch.ones(3), torch.exp, drop_prob=1.0)
         tensor([1., 1., 1.])
+        >>> drop_residual(torch.zeros(4), lambda kept: kept + len(kept), 0.5, mode="subset").sum()
+        tensor(8.)
     """
-    skip = x if shortcut is None else shortcut(x)
-    residual = branch(x)
-    if residual.shape != skip.shape:
+    check_mode(mode)
+    lead = x if isinstance(x, Tensor) else x[0]  # dense blocks are given a list of features
+    if not 0 <= batch_dim < lead.ndim:
         raise ValueError(
-            f"Expected `branch` to return the shape that it is added to, {tuple(skip.shape)}, "
-            f"but got {tuple(residual.shape)}; give a `shortcut` that maps the input to the new shape."
+            f"Expected `batch_dim` to be a dimension of `x`, counted from 0, but got {batch_dim} for the shape "
+            f"{tuple(lead.shape)}."
         )
-    return skip + drop_path(residual, drop_prob, training, mode, scale_by_keep)
+    kwargs = {} if kwargs is None else kwargs
+    skip = None if shortcut == 0 else x if shortcut is None else shortcut(x)
+    if training and mode != "row" and can_subset(lead, skip, batch_dim, (*args, *kwargs.values())):
+        batch = num_run = lead.shape[batch_dim]
+        draw = draw_traced if torch.compiler.is_compiling() else draw_subset
+        subset = draw(batch, drop_prob, lead.device, mode == "batch", min_samples, scale_by_keep, skip is not None)
+        if subset is None:
+            residual = _of_shape(None if skip is None else skip.shape, branch(x, *args, **kwargs))
+            return residual if skip is None else skip + residual
+        if subset.skipped:
+            assert skip is not None  # noqa: S101  (that one is run has been asked for)
+            return skip.clone()  # as a sum is: a new tensor, which its user may write into, and no view of `x`
+        if subset.samples is not None:
+            cut = partial(select, samples=subset.samples, batch_dim=batch_dim, batch=batch)
+            num_run = len(subset.samples)
+            x = cut(x)
+            args = [each if i in shared_inputs else cut(each) for i, each in enumerate(args)]
+            kwargs = {name: each if name in shared_inputs else cut(each) for name, each in kwargs.items()}
+        residual = branch(x, *args, **kwargs)
+        shape = [*(_of_shape(None, residual) if skip is None else skip).shape]
+        shape[batch_dim] = num_run
+        residual = _of_shape(shape, residual)
+        if skip is None:
+            return spread_subset(residual, subset, batch_dim, batch)
+        return add_subset(skip, residual, subset, batch_dim)
+    residual = _of_shape(None if skip is None else skip.shape, branch(x, *args, **kwargs))
+    if training or not callable(drop_prob):  # a graph for evaluation must not depend on the rate
+        drop_prob = drop_prob() if callable(drop_prob) else drop_prob
+        first = residual.movedim(batch_dim, 0) if batch_dim else residual
+        first = drop_path(first, drop_prob, training, mode, scale_by_keep)
+        residual = first.movedim(0, batch_dim) if batch_dim else first
+    return residual if skip is None else skip + residual
+
+
+def _of_shape(shape: Sequence[int] | None, residual: Tensor) -> Tensor:
+    """Return ``residual``; a branch that changes the shape must not be broadcast by the sum."""
+    if not isinstance(residual, Tensor):
+        raise ValueError(
+            f"Expected `branch` to return a tensor, but got {type(residual).__name__}; wrap it in a function that "
+            "returns what is to be added."
+        )
+    if not (residual.is_floating_point() or residual.is_complex()):
+        raise ValueError(
+            f"Expected `branch` to return a floating-point dtype, but got {residual.dtype}; drop after the embedding."
+        )
+    if shape is not None and residual.shape != torch.Size(shape):
+        raise ValueError(
+            f"Expected `branch` to return the shape that it is added to, {tuple(shape)}, but got "
+            f"{tuple(residual.shape)}; give a `shortcut` that maps the input to the new shape, or, if dimension 0 does "
+            "not hold the samples, `batch_dim`."
+        )
+    return residual
 
 
 def check_granularity(granularity: object) -> None:
@@ -189,10 +272,10 @@ def check_granularity(granularity: object) -> None:
         raise ValueError(f"Expected `granularity` to be one of {get_args(Granularity)}, but got {granularity!r}.")
 
 
-def check_mode(mode: object) -> None:
-    """Raise ``ValueError`` unless ``drop_path`` knows this ``mode``."""
+def check_mode(mode: object, name: str = "mode") -> None:
+    """Raise ``ValueError``, which calls it ``name``, unless ``drop_path`` knows this ``mode``."""
     if mode not in get_args(Mode):
-        raise ValueError(f"Expected `mode` to be one of {get_args(Mode)}, but got {mode!r}.")
+        raise ValueError(f"Expected `{name}` to be one of {get_args(Mode)}, but got {mode!r}.")
 
 
 def _drop(x: Tensor, coins: list[int], p: float | Tensor, rescale: bool) -> Tensor:

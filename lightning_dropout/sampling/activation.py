@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_dropout.nn import DropPath
 from lightning_dropout.sites import Site
 
-__all__ = ["dropping", "lend_forward", "resting"]
+__all__ = ["dropping", "lend_forward", "resting", "sample_by_sample"]
 
 
 @contextmanager
@@ -72,6 +73,31 @@ def resting(sites: Sequence[Site]) -> Iterator[None]:
         for owner in {id(owner): owner for site in sites for owner in site.owners}.values():
             stack.callback(setattr, owner, "training", owner.training)
             owner.training = False
+        yield
+
+
+@contextmanager
+def sample_by_sample(sites: Sequence[Site]) -> Iterator[None]:
+    """Let drop paths that draw for the batch as a whole draw for each sample by itself, until the block is left.
+
+    The law of a sample is the same. But passes that are folded into one batch would share a draw, and so would depend
+    on each other.
+
+    Example:
+        >>> from lightning_dropout.nn import DropPath
+        >>> from lightning_dropout.sites import find_sites
+        >>> layer = DropPath(0.5, mode="subset")
+        >>> with sample_by_sample(find_sites(layer)):
+        ...     layer.mode
+        'row'
+        >>> layer.mode
+        'subset'
+    """
+    with ExitStack() as stack:
+        for layer in {id(site.holder): site.holder for site in sites}.values():
+            if isinstance(layer, DropPath) and layer.mode != "row":
+                stack.callback(setattr, layer, "mode", layer.mode)
+                layer.mode = "row"
         yield
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_dropout.probability import check_probability
 from lightning_dropout.randomness import generators_of, isolated_generators, own_generators_of
-from lightning_dropout.sampling.activation import dropping
+from lightning_dropout.sampling.activation import dropping, sample_by_sample
 from lightning_dropout.sampling.batch import Batch
 from lightning_dropout.sampling.folding import check_chunk_size, refuse_coins_of_the_batch
 from lightning_dropout.sampling.masks import Masks, SharedMasks, check_masks
@@ -229,6 +229,8 @@ class Sampler:
             if witness is not None:
                 stack.enter_context(witness)
             stack.enter_context(isolated_generators(batch.generators, batch.own))
+            if self.chunk_size > 1 or self.masks == "shared":
+                stack.enter_context(sample_by_sample(self.sites))
             if trial is not None and self.chunk_size > 1:
                 trial.folds()
             stack.enter_context(dropping(self.sites, rates, quiet))

@@ -118,10 +118,10 @@ class TensorRates:
             rows = torch.zeros(len(rates), _ALIGNED, dtype=torch.float32)  # whatever the default dtype
             rows[:, 0] = torch.tensor(rates, dtype=torch.float32)
             tensors = rows.to(self._device, non_blocking=True)[:, 0].unbind()
-        for (layer, attribute), rate, tensor in zip(self._layers, rates, tensors, strict=True):
+        for (layer, attribute), rate, tensor, row in zip(self._layers, rates, tensors, rows, strict=True):
             held = vars(layer)
             held[attribute] = rate
-            held[_SLOT] = tensor
+            held[_SLOT] = row[0] if _draws_on_host(layer) else tensor
 
     def give_back(self) -> None:
         """Make the layers what they were, with the floats that they hold now."""
@@ -129,6 +129,10 @@ class TensorRates:
             layer.__class__ = _own_class(type(layer))
             del vars(layer)[_SLOT]
         self._layers = []
+
+
+def _draws_on_host(layer: nn.Module) -> bool:
+    return isinstance(layer, DropPath) and layer.mode != "row"  # how many samples run, which it must know
 
 
 class _ReadsTensor:
@@ -210,8 +214,8 @@ def _forward_own(self: Any, x: Tensor) -> Tensor:
     return output
 
 
-def _forward_own_path(self: Any, x: Tensor, branch: Any = None, shortcut: Any = None) -> Tensor:
-    output: Tensor = self.forward_at(self._rate_as_tensor, x, branch, shortcut)
+def _forward_own_path(self: Any, x: Tensor, branch: Any = None, shortcut: Any = None, **options: Any) -> Tensor:
+    output: Tensor = self.forward_at(self._rate_as_tensor, x, branch, shortcut, **options)
     return output
 
 

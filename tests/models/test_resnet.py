@@ -16,7 +16,7 @@ def num_parameters(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_block_is_x_plus_drop_path_of_block(bottleneck: bool) -> None:
-    block = ResBlock(8, 8, drop_path=0.5, p=0.2, bottleneck=bottleneck)
+    block = ResBlock(8, 8, drop_path=0.5, p=0.2, bottleneck=bottleneck, stochastic_depth_mode="row")
     x = torch.randn(16, 8, 4, 4)
     torch.manual_seed(1)
     expected = x + functional.drop_path(block.block(x), 0.5)
@@ -26,7 +26,7 @@ def test_block_is_x_plus_drop_path_of_block(bottleneck: bool) -> None:
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_projection_is_never_dropped(bottleneck: bool) -> None:
-    block = ResBlock(4, 8, stride=2, drop_path=0.5, bottleneck=bottleneck)
+    block = ResBlock(4, 8, stride=2, drop_path=0.5, bottleneck=bottleneck, stochastic_depth_mode="row")
     x = torch.randn(16, 4, 5, 5)
     torch.manual_seed(1)
     expected = block.shortcut(x) + functional.drop_path(block.block(x), 0.5)

@@ -61,7 +61,16 @@ def test_mean_pooling_needs_positions_to_see_the_order_of_patches() -> None:
 
 
 def test_encoder_block_written_out() -> None:
-    block = EncoderBlock(dim=8, num_heads=2, hidden=16, p=0.1, attention_p=0.2, projection_p=0.3, drop_path=0.4)
+    block = EncoderBlock(
+        dim=8,
+        num_heads=2,
+        hidden=16,
+        p=0.1,
+        attention_p=0.2,
+        projection_p=0.3,
+        drop_path=0.4,
+        stochastic_depth_mode="row",
+    )
     x = torch.randn(32, 5, 8)
     torch.manual_seed(1)
     h = x + functional.drop_path(block.attn(block.norm1(x)), 0.4)

@@ -23,8 +23,8 @@ def test_forward_and_residual_are_the_functions(mode: Any, scale_by_keep: bool) 
 
     dropped = same_seed(functional.drop_path, branch(x), 0.4, True, mode, scale_by_keep)
     assert torch.equal(same_seed(layer, branch(x)), dropped)
-    assert torch.equal(same_seed(layer.residual, x, branch), x + dropped)
-    assert torch.equal(same_seed(layer.residual, x, branch, shortcut), shortcut(x) + dropped)
+    torch.testing.assert_close(same_seed(layer.residual, x, branch), x + dropped)
+    torch.testing.assert_close(same_seed(layer.residual, x, branch, shortcut), shortcut(x) + dropped)
     layer.eval()
     assert layer(x) is x
     assert torch.equal(layer.residual(x, branch), x + branch(x))
@@ -78,7 +78,7 @@ def test_rate_can_be_reassigned_and_bad_ones_are_refused() -> None:
 
 
 def test_a_bad_mode_is_refused_at_construction() -> None:
-    with pytest.raises(ValueError, match=r"Expected `mode` to be one of \('row', 'batch'\), but got 'sample'"):
+    with pytest.raises(ValueError, match=r"`mode` to be one of \('row', 'batch', 'subset'\), but got 'sample'"):
         DropPath(0.1, mode="sample")  # type: ignore[arg-type]
 
 

@@ -766,7 +766,7 @@ def test_drop_residual_is_the_sum_written_out(mode: Any, p: float, training: boo
     torch.manual_seed(7)
     expected = x + drop_path(branch(x), p, training, mode)
     torch.manual_seed(7)
-    assert torch.equal(drop_residual(x, branch, p, training, mode), expected)
+    torch.testing.assert_close(drop_residual(x, branch, p, training, mode), expected)
 
 
 def test_drop_residual_adds_to_a_shortcut_that_is_never_dropped() -> None:

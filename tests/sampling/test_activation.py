@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dropout.nn import Dropout, DropPath
-from lightning_dropout.sampling.activation import dropping
+from lightning_dropout.sampling.activation import dropping, sample_by_sample
 from lightning_dropout.sites import Site, User, find_sites
 
 Dropping = Callable[..., AbstractContextManager[None]]
@@ -229,3 +229,11 @@ def test_quiet_sites_drop_nothing_inside_and_have_their_rates_back() -> None:
     with dropping([first], quiet=[second]):
         assert [layer.p for layer in model] == [0.3, 0.0]
     assert [layer.p for layer in model] == [0.3, 0.4]
+
+
+def test_drop_paths_draw_sample_by_sample_inside_and_have_their_modes_back() -> None:
+    layers = nn.ModuleList([DropPath(0.5, mode) for mode in ("row", "subset", "batch")])
+    with suppress(RuntimeError), sample_by_sample([*find_sites(layers), *find_sites(layers)]):
+        assert [layer.mode for layer in layers] == ["row"] * 3
+        raise RuntimeError
+    assert [layer.mode for layer in layers] == ["row", "subset", "batch"]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dropout.models import MLP, Net, ResNet, ViT
-from lightning_dropout.nn import Dropout, DropPath
+from lightning_dropout.nn import Dropout, DropPath, StochasticDepth
 from lightning_dropout.randomness import derive_seed
 from lightning_dropout.sampling import MCPrediction, mc_sample
 from lightning_dropout.sampling import batch as batch_file
@@ -1061,3 +1061,43 @@ def test_wrapped_models_give_the_same_numbers(net: Net, wrap: Any) -> None:
     actual = mc_sample(wrap(net), copies(2), num_samples=3, task="multiclass")
     torch.testing.assert_close(actual.mean, expected.mean)
     torch.testing.assert_close(actual.std, expected.std)
+
+
+# Stochastic depth that runs a subset of the batch.
+
+
+def kept_in_each_ten_passes(**arguments: Any) -> Tensor:
+    """How many of ten consecutive passes keep the branch of one sample, at a rate of 0.5."""
+    net = nn.Sequential(StochasticDepth(nn.Linear(3, 3), 0.5)).eval()
+    x = torch.randn(1, 3)
+    prediction = mc_sample(net, x, num_samples=2000, task="raw", kinds=("drop_path",), return_samples=True, **arguments)
+    assert prediction.samples is not None
+    return (prediction.samples[:, 0] != x).any(-1).double().view(-1, 10).sum(1)
+
+
+def is_binomial(kept: Tensor) -> bool:
+    near = 4.71 * (2.5 / len(kept)) ** 0.5
+    return abs(float(kept.mean()) - 5.0) < near and abs(float(kept.var()) / 2.5 - 1.0) < 4.71 * (2 / len(kept)) ** 0.5
+
+
+@pytest.mark.parametrize("chunk_size", [1, 10])
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+def test_passes_that_run_subsets_are_independent(chunk_size: int, masks: str) -> None:
+    assert is_binomial(kept_in_each_ten_passes(chunk_size=chunk_size, masks=masks))
+
+
+def test_one_subset_for_folded_passes_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def as_they_are(sites: Any) -> Any:
+        yield
+
+    monkeypatch.setattr(sample_file, "sample_by_sample", as_they_are)
+    assert set(kept_in_each_ten_passes(chunk_size=10).tolist()) == {5.0}
+
+
+def test_a_pass_runs_its_branches_for_the_kept_samples_only() -> None:
+    layer = StochasticDepth(nn.Linear(3, 3), 0.75)
+    sizes: list[int] = []
+    layer.branch.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    mc_sample(layer.eval(), torch.randn(8, 3), num_samples=5, task="raw", kinds=("drop_path",))
+    assert set(sizes) == {2}
