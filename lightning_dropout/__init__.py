@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lightning_dropout.callbacks import RankRandomness as RankRandomness
     from lightning_dropout.callbacks import StochasticDepthScheduler as StochasticDepthScheduler
     from lightning_dropout.callbacks import restore_rates as restore_rates
+    from lightning_dropout.conversion import convert_stochastic_depth as convert_stochastic_depth
+    from lightning_dropout.conversion import insert_drop_path as insert_drop_path
     from lightning_dropout.sampling import MCPrediction as MCPrediction
     from lightning_dropout.sampling import mc_sample as mc_sample
     from lightning_dropout.schedules import Constant as Constant
@@ -35,6 +37,8 @@ _HOMES = {
     "RankRandomness": "callbacks",
     "StochasticDepthScheduler": "callbacks",
     "restore_rates": "callbacks",
+    "convert_stochastic_depth": "conversion",
+    "insert_drop_path": "conversion",
     "MCPrediction": "sampling",
     "mc_sample": "sampling",
     "Constant": "schedules",
@@ -55,6 +59,7 @@ _HOMES = {
 _ROOMS = (
     "callbacks",
     "configuration",
+    "conversion",
     "data",
     "loggers",
     "metrics",

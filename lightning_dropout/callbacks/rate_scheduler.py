@@ -31,6 +31,7 @@ from lightning_dropout.sites import (
     allow_graphs,
     check_patterns,
     compiled_roots,
+    draws_on_host,
     fill_paths,
     find_sites,
     selected,
@@ -250,6 +251,8 @@ class RateScheduler(AnyCallback):
             values += constants
         # Torch counts the graphs of all instances of a class together, such as regionally compiled blocks.
         wanted = _GRAPHS_PER_VALUE * values * max(Counter(map(type, roots)).values(), default=0)
+        # Where only some samples run, each branch has graphs of its own, which torch counts together.
+        wanted += _GRAPHS_PER_VALUE * len({id(part) for part in inside if draws_on_host(part)})
         if wanted > self._more_graphs:
             allow_graphs(wanted - self._more_graphs)
             self._more_graphs = wanted

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dropout.conversion import convert_stochastic_depth
 from lightning_dropout.models.arguments import check_count, check_image_shape
+from lightning_dropout.nn.functional import Mode, check_mode
 from lightning_dropout.probability import check_probability
 
 __all__ = ["Logits", "import_library", "timm_model", "torchvision_model", "transformers_model", "unknown_model"]
@@ -34,6 +36,7 @@ def timm_model(
     attention_p: float | None = None,
     projection_p: float | None = None,
     drop_path: float | None = None,
+    stochastic_depth_mode: Mode | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a model of timm for images of ``input_shape``.
@@ -50,6 +53,8 @@ def timm_model(
         attention_p: timm's ``attn_drop_rate``, in [0, 1]: attention weights.
         projection_p: timm's ``proj_drop_rate``, in [0, 1]: the output of attention and of feed-forward parts.
         drop_path: timm's ``drop_path_rate``, in [0, 1]: stochastic depth, the rate of the last block.
+        stochastic_depth_mode: ``"subset"`` or ``"batch"`` save what stochastic depth drops, see
+            ``lightning_dropout.convert_stochastic_depth``; None leaves the library's masks.
         kwargs: Whatever else the model takes, by timm's names, such as ``patch_size=2``.
 
     Raises:
@@ -79,6 +84,7 @@ def timm_model(
         },
         others=kwargs,
         takes=_parameters(timm.model_entrypoint(name)),
+        mode=stochastic_depth_mode,
     )
     channels, *sides = order.image_shape
     registered = timm.get_pretrained_cfg(name)
@@ -96,6 +102,7 @@ def torchvision_model(
     p: float | None = None,
     attention_p: float | None = None,
     drop_path: float | None = None,
+    stochastic_depth_mode: Mode | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a classifier of torchvision for colour images of ``input_shape``, with random weights.
@@ -110,6 +117,8 @@ def torchvision_model(
         p: torchvision's ``dropout`` (``drop_rate`` of a DenseNet), in [0, 1]; a ResNet takes none.
         attention_p: torchvision's ``attention_dropout``, in [0, 1]: attention weights.
         drop_path: torchvision's ``stochastic_depth_prob``, in [0, 1]: stochastic depth, the rate of the last block.
+        stochastic_depth_mode: ``"subset"`` or ``"batch"`` save what stochastic depth drops, see
+            ``lightning_dropout.convert_stochastic_depth``; None leaves the library's masks.
         kwargs: Whatever else the model takes, by torchvision's names.
 
     Raises:
@@ -139,6 +148,7 @@ def torchvision_model(
         },
         others=kwargs,
         takes=takes,
+        mode=stochastic_depth_mode,
     )
     channels, *sides = order.image_shape
     if channels != 3:
@@ -187,6 +197,7 @@ def transformers_model(
     p: float | None = None,
     attention_p: float | None = None,
     drop_path: float | None = None,
+    stochastic_depth_mode: Mode | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build an image classifier of transformers for images of ``input_shape``, with random weights.
@@ -201,6 +212,8 @@ def transformers_model(
         p: ``hidden_dropout_prob`` of the config, in [0, 1].
         attention_p: ``attention_probs_dropout_prob`` of the config, in [0, 1]: attention weights.
         drop_path: ``drop_path_rate`` of the config, in [0, 1]: stochastic depth, the rate of the last block.
+        stochastic_depth_mode: ``"subset"`` or ``"batch"`` save what stochastic depth drops, see
+            ``lightning_dropout.convert_stochastic_depth``; None leaves the library's masks.
         kwargs: Other fields of the config of this type, such as ``num_hidden_layers=2``.
 
     Raises:
@@ -232,6 +245,7 @@ def transformers_model(
         others=kwargs,
         # The fields of this type alone: those of all types can name code on a hub (auto_map, attn_implementation, ...).
         takes=transformers.CONFIG_MAPPING[name]().to_dict().keys() - transformers.PretrainedConfig().to_dict().keys(),
+        mode=stochastic_depth_mode,
     )
     for argument in order.arguments.keys() - order.takes:  # a config itself takes any without a word
         raise order.untaken(argument)
@@ -291,6 +305,7 @@ class _Order:
         spelled: Our names of rates, and the library's.
         others: Other arguments that were given, by the library's names; they win.
         takes: Names of arguments that the model takes, as far as known.
+        mode: How its stochastic depth is run; None as the library does.
     """
 
     model: str
@@ -300,6 +315,11 @@ class _Order:
     spelled: Mapping[str, str]
     others: Mapping[str, Any]
     takes: Collection[str]
+    mode: Mode | None
+
+    def __post_init__(self) -> None:
+        if self.mode is not None:
+            check_mode(self.mode, "stochastic_depth_mode")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -335,6 +355,13 @@ class _Order:
                 f"Expected `name` to be a classifier that returns {(1, self.num_classes)} logits for one image, but "
                 f"{self.model} returns {shape}; choose another model."
             )
+        if self.mode is not None:
+            try:
+                convert_stochastic_depth(network, self.mode)
+            except ValueError as error:
+                raise ValueError(
+                    f"Expected `stochastic_depth_mode` to be None for {self.model}, but got {self.mode!r}: {error}"
+                ) from error
         return network.train()
 
     def untaken(self, argument: str, *, fixed: bool = False) -> ValueError:

@@ -118,6 +118,7 @@ class DropPath(nn.Module):
         kwargs: Mapping[str, Any] | None = None,
         shared_inputs: Collection[str | int] = (),
         batch_dim: int = 0,
+        broadcast: bool = False,
     ) -> Tensor:
         """Return ``x + drop_path(branch(x))``, or ``shortcut(x) + drop_path(branch(x))`` if a shortcut is given.
 
@@ -129,13 +130,21 @@ class DropPath(nn.Module):
             kwargs: The same, by name.
             shared_inputs: Names and numbers of those that are for all samples, whatever their size.
             batch_dim: Dimension of the samples, at least 0.
+            broadcast: Whether the sum may broadcast, as a plain one does.
 
         Raises:
             ValueError: If the branch's output cannot be added without broadcasting.
         """
         # Through __call__, not straight to the function: hooks on this layer must see that it drops.
         output: Tensor = self(
-            x, branch, shortcut, args=args, kwargs=kwargs, shared_inputs=shared_inputs, batch_dim=batch_dim
+            x,
+            branch,
+            shortcut,
+            args=args,
+            kwargs=kwargs,
+            shared_inputs=shared_inputs,
+            batch_dim=batch_dim,
+            broadcast=broadcast,
         )
         return output
 

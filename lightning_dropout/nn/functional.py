@@ -152,6 +152,7 @@ def drop_residual(
     shared_inputs: Collection[str | int] = (),
     batch_dim: int = 0,
     min_samples: int = 1,
+    broadcast: bool = False,
 ) -> Tensor:
     """Add a residual branch that is sometimes dropped, ``x + drop_path(branch(x))``, and save what it would have cost.
 
@@ -187,6 +188,7 @@ def drop_residual(
         batch_dim: Dimension of the samples, at least 0.
         min_samples: Fewest samples that the branch is run for, at least 1: 2 if it holds batch normalisation, which
             cannot normalise one value. The additional ones do not count.
+        broadcast: Whether the sum may broadcast, as a plain one does.
 
     Shape:
         ``(batch, *)`` to the shape of the branch's output.
@@ -206,8 +208,8 @@ def drop_residual(
         tensor(8.)
     """
     check_mode(mode)
-    lead = x if isinstance(x, Tensor) else x[0]  # dense blocks are given a list of features
-    if not 0 <= batch_dim < lead.ndim:
+    lead = x[0] if isinstance(x, list | tuple) and x else x  # dense blocks are given a list of features
+    if isinstance(lead, Tensor) and not 0 <= batch_dim < lead.ndim:
         raise ValueError(
             f"Expected `batch_dim` to be a dimension of `x`, counted from 0, but got {batch_dim} for the shape "
             f"{tuple(lead.shape)}."
@@ -219,7 +221,7 @@ def drop_residual(
         draw = draw_traced if torch.compiler.is_compiling() else draw_subset
         subset = draw(batch, drop_prob, lead.device, mode == "batch", min_samples, scale_by_keep, skip is not None)
         if subset is None:
-            residual = _of_shape(None if skip is None else skip.shape, branch(x, *args, **kwargs))
+            residual = _of_shape(None if skip is None or broadcast else skip.shape, branch(x, *args, **kwargs))
             return residual if skip is None else skip + residual
         if subset.skipped:
             assert skip is not None  # noqa: S101  (that one is run has been asked for)
@@ -233,11 +235,13 @@ def drop_residual(
         residual = branch(x, *args, **kwargs)
         shape = [*(_of_shape(None, residual) if skip is None else skip).shape]
         shape[batch_dim] = num_run
+        if broadcast and skip is not None and [*residual.shape] != shape and residual.shape[batch_dim] == num_run:
+            return skip + spread_subset(residual, subset, batch_dim, batch)
         residual = _of_shape(shape, residual)
         if skip is None:
             return spread_subset(residual, subset, batch_dim, batch)
         return add_subset(skip, residual, subset, batch_dim)
-    residual = _of_shape(None if skip is None else skip.shape, branch(x, *args, **kwargs))
+    residual = _of_shape(None if skip is None or broadcast else skip.shape, branch(x, *args, **kwargs))
     if training or not callable(drop_prob):  # a graph for evaluation must not depend on the rate
         drop_prob = drop_prob() if callable(drop_prob) else drop_prob
         first = residual.movedim(batch_dim, 0) if batch_dim else residual

@@ -140,6 +140,8 @@ def can_subset(x: Tensor, skip: Tensor | None, batch_dim: int, inputs: Sequence[
     cache, a block mask), is in another process's keeping (a sharded tensor), or where the number of samples cannot be
     drawn: under ``vmap``, tracing, export, or in a graph that must be one.
     """
+    if not all(isinstance(each, Tensor) for each in (x, x if skip is None else skip)):
+        return False
     if skip is not None and x.shape[batch_dim : batch_dim + 1] != skip.shape[batch_dim : batch_dim + 1]:
         return False
     if torch.compiler.is_compiling():
@@ -151,7 +153,14 @@ def can_subset(x: Tensor, skip: Tensor | None, batch_dim: int, inputs: Sequence[
         or torch._C._functorch.maybe_current_level() is not None
     ):
         return False
-    return all(_is_selectable(value) for value in inputs)
+    if not all(_is_selectable(value) for value in inputs):
+        return False
+    # Not one query for all samples.
+    return x.shape[batch_dim] != 1 or all(value.shape[batch_dim] == 1 for value in inputs if _has(value, batch_dim))
+
+
+def _has(value: Any, batch_dim: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > batch_dim
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,7 +2,13 @@
 
 from lightning_dropout.sites.adapters import register_adapter
 from lightning_dropout.sites.audit import Audit, audit, compare
-from lightning_dropout.sites.compilation import TensorRates, allow_graphs, compiled_roots, has_tensor_form
+from lightning_dropout.sites.compilation import (
+    TensorRates,
+    allow_graphs,
+    compiled_roots,
+    draws_on_host,
+    has_tensor_form,
+)
 from lightning_dropout.sites.find import find_sites, selected, sites_of
 from lightning_dropout.sites.names import check_patterns, matches
 from lightning_dropout.sites.observation import Observer
@@ -22,6 +28,7 @@ __all__ = [
     "check_patterns",
     "compare",
     "compiled_roots",
+    "draws_on_host",
     "empty_slots",
     "fill_paths",
     "find_sites",

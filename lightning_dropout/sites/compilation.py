@@ -18,7 +18,7 @@ from lightning_dropout.nn import Dropout, DropPath, functional
 from lightning_dropout.probability import check_probability
 from lightning_dropout.sites.site import Site
 
-__all__ = ["TensorRates", "allow_graphs", "compiled_roots", "has_tensor_form"]
+__all__ = ["TensorRates", "allow_graphs", "compiled_roots", "draws_on_host", "has_tensor_form"]
 
 _SLOT = "_rate_as_tensor"  # in the layer's __dict__
 _ALIGNED = 4  # floats in 16 bytes: what a compiled kernel takes without copying it to an aligned place first
@@ -121,7 +121,7 @@ class TensorRates:
         for (layer, attribute), rate, tensor, row in zip(self._layers, rates, tensors, rows, strict=True):
             held = vars(layer)
             held[attribute] = rate
-            held[_SLOT] = row[0] if _draws_on_host(layer) else tensor
+            held[_SLOT] = row[0] if draws_on_host(layer) else tensor
 
     def give_back(self) -> None:
         """Make the layers what they were, with the floats that they hold now."""
@@ -131,8 +131,14 @@ class TensorRates:
         self._layers = []
 
 
-def _draws_on_host(layer: nn.Module) -> bool:
-    return isinstance(layer, DropPath) and layer.mode != "row"  # how many samples run, which it must know
+def draws_on_host(layer: nn.Module) -> bool:
+    """Tell whether ``layer`` must know its rate, since it decides how many samples run; there the graph is cut in two.
+
+    Example:
+        >>> draws_on_host(DropPath(0.1)), draws_on_host(DropPath(0.1, mode="subset"))
+        (False, True)
+    """
+    return isinstance(layer, DropPath) and layer.mode != "row"
 
 
 class _ReadsTensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_dropout.models import libraries, timm_model, torchvision_model, transformers_model
+from lightning_dropout.nn import DropPath
 
 GREY, COLOUR = (1, 8, 8), (3, 32, 32)
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4}
@@ -89,6 +90,18 @@ def test_rates_of_transformers() -> None:
     assert transformers_model("convnext", COLOUR, drop_path=0.25).model.config.drop_path_rate == 0.25
 
 
+@pytest.mark.parametrize("mode", ["subset", "batch"])
+def test_stochastic_depth_that_saves_what_it_drops(mode: Any) -> None:
+    for model in (
+        timm_model("test_vit", (1, 32, 32), drop_path=0.25, stochastic_depth_mode=mode),
+        torchvision_model("convnext_tiny", COLOUR, drop_path=0.25, stochastic_depth_mode=mode),
+        transformers_model("convnext", COLOUR, drop_path=0.25, stochastic_depth_mode=mode),
+    ):
+        paths = [layer for layer in model.modules() if "drop_path" in type(layer).__module__]
+        assert {(type(layer), layer.mode) for layer in paths} == {(DropPath, mode)}
+        assert max(layer.drop_prob for layer in paths) == 0.25
+
+
 def test_auxiliary_heads_do_not_come_with_the_logits_of_training() -> None:
     assert torchvision_model("googlenet", COLOUR)(torch.randn(2, *COLOUR)).shape == (2, 10)
 
@@ -138,6 +151,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no classes": (lambda: timm_model("test_vit", COLOUR, num_classes=0), "`num_classes` to be a whole number"),
     "no rate": (lambda: timm_model("test_vit", COLOUR, p=1.5), "`p` to be a probability"),
     "no rate, of paths": (lambda: timm_model("test_vit", COLOUR, drop_path=1.5), "`drop_path` to be a probability"),
+    "no mode": (
+        lambda: timm_model("test_vit", COLOUR, stochastic_depth_mode="some"),  # type: ignore[arg-type]
+        "`stochastic_depth_mode` to be one of .* but got 'some'",
+    ),
+    "no stochastic depth": (
+        lambda: timm_model("vgg11", COLOUR, stochastic_depth_mode="subset"),
+        "`stochastic_depth_mode` to be None for vgg11 of timm, but got 'subset': Expected `model` to have blocks",
+    ),
     "no classifier": (lambda: torchvision_model("fcn_resnet50"), "a model of torchvision, but got 'fcn_resnet50'"),
     "grey": (lambda: torchvision_model("resnet18", GREY), r"3 channels, .* but got \(1, 8, 8\); .*data.channels=3"),
     "no dropout": (lambda: torchvision_model("resnet18", COLOUR, p=0.1), "`p` to be None, .* takes no `dropout`"),
