@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dropout.callbacks import DropoutScheduler, MCDropout
+from lightning_dropout.callbacks import DropoutScheduler, MCDropout, StochasticDepthScheduler
 from lightning_dropout.callbacks.rate_group import RateGroup
-from lightning_dropout.nn import AttentionDropout, Dropout
+from lightning_dropout.nn import AttentionDropout, Dropout, StochasticDepth
 from lightning_dropout.schedules import Constant, Cyclic, Early, Late, Linear, Piecewise, Schedule
 from lightning_dropout.sites import find_sites
 
@@ -243,6 +243,31 @@ def test_graphs_are_allowed_for_every_value_once_and_for_good(
             # In train and eval mode, with a batch of its own size at the end: the graphs stay, and so does the limit.
             assert torch._dynamo.config.recompile_limit == before + 4 * 4
     assert torch._dynamo.config.recompile_limit == before
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            StochasticDepth(nn.Linear(4, 4), 0.2, mode) for mode in ("subset", "batch", "row")
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = branch(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_graphs_are_allowed_for_every_branch_that_runs_for_some_samples(
+    make_trainer: Any, make_recorder: Any, loader: Any
+) -> None:
+    before = torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(recompile_limit=before):
+        scheduler = StochasticDepthScheduler(scale=RAMP, compile_mode="tensor")
+        make_trainer(scheduler, max_epochs=1).fit(make_recorder(Branches()), loader)
+        assert torch._dynamo.config.recompile_limit == before + 4 * 2
 
 
 class Functional(nn.Module):

@@ -533,3 +533,37 @@ def test_batch_normalisation_is_found_wherever_it_is() -> None:
     assert normalises_over_batch(nn.Sequential(nn.Sequential(nn.SyncBatchNorm(3))))
     assert not normalises_over_batch(nn.Sequential(nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3)))
     assert not normalises_over_batch(torch.exp)
+
+
+# What is kept for the backward pass.
+
+
+def bytes_kept(function: Callable[[], object]) -> int:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(kept.values())
+
+
+def kept_by_a_sum(spread: bool) -> int:
+    """How many bytes adding a branch keeps; it needs to know which samples these are, and nothing of their values."""
+    skip, residual = torch.randn(8, 100, requires_grad=True), torch.randn(4, 100, requires_grad=True)
+    some = Subset(torch.tensor([1, 3, 4, 6]), None, 2.0)
+    if spread:
+        return bytes_kept(lambda: spread_subset(residual, some, 0, 8))
+    return bytes_kept(lambda: add_subset(skip, residual, some, 0))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_sum_keeps_no_values(spread: bool) -> None:
+    assert kept_by_a_sum(spread) == 4 * 8
+
+
+def test_a_sum_that_keeps_what_it_has_added_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subset, "_index_add", lambda skip, *rest: torch.index_add(skip, *rest[:-1], alpha=rest[-1]))
+    assert kept_by_a_sum(spread=False) > 4 * 100 * 4
