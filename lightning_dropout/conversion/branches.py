@@ -37,8 +37,13 @@ from lightning_dropout.conversion.syntax import (
 __all__ = ["Editor", "Rewriting", "rewrite"]
 
 _UNKNOWN = object()
-_UNCERTAIN = (ast.Global, ast.Nonlocal, ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await, ast.Try)
-_UNCERTAIN_TOO = (ast.Match, ast.ClassDef, ast.AsyncFunctionDef, getattr(ast, "TryStar", ast.Try))
+# What nobody can follow safely: a method with any of it stays as it is.
+_UNCERTAIN = (
+    *(ast.Global, ast.Nonlocal, ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await, ast.Try),
+    *(ast.Match, ast.ClassDef, ast.AsyncFunctionDef, getattr(ast, "TryStar", ast.Try)),
+)
+# Scopes that may be run after the statement that holds them.
+_LATE = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef)
 _LOOKING_AT_NAMES = {"locals", "vars", "eval", "exec", "dir"}
 
 # Methods of lists, dictionaries and sets that change them; those of tensors end in `_`.
@@ -99,20 +104,15 @@ def rewrite(method: types.FunctionType, paths: Sequence[str], insert: bool = Fal
     except _UnreadableError as error:
         return Rewriting(left=dict.fromkeys(paths, str(error)))
     editor = Editor(tree)
+    rewriting = editor.rewriting
     if insert:
-        insert_calls(tree, editor)
+        rewriting.inserted = tuple(insert_calls(tree, editor))
     else:
         editor.paths = {*paths}
-    editor.edit(tree.body, {each.arg for each in ast.walk(tree.args) if isinstance(each, ast.arg)}, [])
-    rewriting = editor.rewriting
-    rewriting.inserted = tuple(sorted(editor.paths)) if insert else ()
+    editor.edit(tree.body, _arguments_of(tree), [])
     if rewriting.done or rewriting.inserted:
         rewriting.function = _compiled(tree, method)
     return rewriting
-
-
-# Scopes that may be run after the statement that holds them.
-_LATE = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef)
 
 
 class _UnreadableError(Exception):
@@ -130,7 +130,7 @@ def _parse(method: types.FunctionType) -> ast.FunctionDef:
     if not isinstance(tree, ast.FunctionDef) or not _parameters(tree):
         raise _UnreadableError("it is no method")
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    if any(isinstance(node, _UNCERTAIN + _UNCERTAIN_TOO) for node in ast.walk(tree)) or names & _LOOKING_AT_NAMES:
+    if any(isinstance(node, _UNCERTAIN) for node in ast.walk(tree)) or names & _LOOKING_AT_NAMES:
         raise _UnreadableError("its method is written in a way that is not known (`try`, `match`, `:=`, `global`, ...)")
     if _parameters(tree)[0] in stores(tree.body):
         raise _UnreadableError("its method gives `self` another value")
@@ -145,6 +145,10 @@ def _parse(method: types.FunctionType) -> ast.FunctionDef:
 
 def _parameters(tree: ast.FunctionDef) -> list[str]:
     return [each.arg for each in (*tree.args.posonlyargs, *tree.args.args)]
+
+
+def _arguments_of(tree: ast.FunctionDef) -> set[str]:
+    return {each.arg for each in ast.walk(tree.args) if isinstance(each, ast.arg)}
 
 
 def _is_same(code: types.CodeType, other: types.CodeType) -> bool:
@@ -201,7 +205,7 @@ class Editor:
         self.rewriting = Rewriting()
         self.me = _parameters(tree)[0]
         self.paths: set[str] = set()
-        self._locals = stores(tree.body) | {each.arg for each in ast.walk(tree.args) if isinstance(each, ast.arg)}
+        self._locals = stores(tree.body) | _arguments_of(tree)
         self._locals.discard(self.me)
         self._batch_sizes = batch_sizes(tree.body)
         # What runs later than it is written, and sees the values that names have then.
@@ -213,9 +217,8 @@ class Editor:
 
     def _made_of_weights(self, tree: ast.FunctionDef) -> set[str]:
         """Return the names of what is made of attributes alone, ``scale = self.scale.exp()``, so of no sample."""
-        found = stores(tree.body)
+        found = stores(tree.body) - _arguments_of(tree)
         simple = [each for each in ast.walk(tree) if isinstance(each, ast.stmt | ast.withitem)]
-        found -= {each.arg for each in ast.walk(tree.args) if isinstance(each, ast.arg)}
         for _ in simple:
             for each in simple:
                 if isinstance(each, ast.Assign):

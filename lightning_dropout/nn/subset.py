@@ -187,11 +187,9 @@ def _is_selectable(value: Any) -> bool:
         return value.layout is torch.strided and not value.is_nested
     if isinstance(value, dict):
         return type(value) is dict and all(_is_selectable(each) for each in value.values())
-    if isinstance(value, torch.Size | str):
+    if isinstance(value, _PLAIN):
         return True
-    if isinstance(value, tuple | list):
-        return all(_is_selectable(each) for each in value)
-    return isinstance(value, _PLAIN)
+    return isinstance(value, tuple | list) and all(_is_selectable(each) for each in value)
 
 
 def select(value: Any, samples: Tensor, batch_dim: int, batch: int) -> Any:
