@@ -26,7 +26,8 @@ class Conversion:
 
     Args:
         converted: The drop paths whose branches run for the kept samples only, with their rates.
-        left: Those whose branches run for all samples, with the reason.
+        left: Those whose branches run for all samples, with the reason; one that its block calls several times may
+            stand in both.
     """
 
     converted: Mapping[str, float]
@@ -95,7 +96,11 @@ def convert_stochastic_depth(model: nn.Module, mode: Mode = "subset") -> Convers
     made: dict[int, DropPath] = {}
     for plan in plans:
         plan.carry_out(mode, made)
-    saving_nothing = [f"`{name}` ({reason})" for name, reason in left.items() if not reason.startswith(_NEVER)]
+    saving_nothing = [
+        f"`{name}` ({reason})"
+        for name, reason in left.items()
+        if not reason.startswith(_NEVER) and name not in converted
+    ]
     if saving_nothing:
         warnings.warn(
             f"{len(saving_nothing)} drop paths of {type(model).__name__} stay as they are, and save nothing: "
@@ -123,9 +128,11 @@ class Plan:
     @classmethod
     def of(cls, name: str, module: nn.Module, all_slots: Sequence[Slot]) -> "Plan | None":
         layers = {key: child for key, child in module._modules.items() if child is not None and is_drop_path(child)}
+        hooked = {key: layer for key, layer in layers.items() if _has_hooks(layer)}
+        layers = {key: layer for key, layer in layers.items() if key not in hooked}
         slots = {slot.key: slot for slot in all_slots if slot.parent is module}
         paths = tuple(sorted({*layers, *slots}))
-        if not paths:
+        if not paths and not hooked:
             return None
         kind: type = type(module)
         found = rewritings(kind, paths)
@@ -133,6 +140,7 @@ class Plan:
         done |= {key for key, layer in layers.items() if isinstance(layer, DropPath) and runs_branches(kind, key)}
         left = {path: reason for each in found.values() for path, reason in each.left.items() if path in layers}
         left |= {key: "no method of its block calls it" for key in layers if key not in done and key not in left}
+        left |= {key: f"one of its calls: {left[key]}" for key in done & {*left}}
         for path, switch in (each for rewriting in found.values() for each in rewriting.off(module).items()):
             done.discard(path)
             if path in layers:
@@ -143,21 +151,22 @@ class Plan:
         left |= dict.fromkeys(in_place & {*layers}, "its branch changes in place what enters it")
         if done and "forward" in vars(module):
             done, found, left = set(), {}, dict.fromkeys(layers, "the `forward` of its block was replaced")
+        left |= dict.fromkeys(hooked, "it has hooks, which would not be called any more")
         given = {path for each in found.values() for path in each.done}  # a branch, should a switch be turned on
         return cls(
-            module,
-            converted_class(kind, paths) if any(each.done for each in found.values()) else kind,
-            {key: layer for key, layer in layers.items() if key in done | given},
-            [slot for key, slot in slots.items() if key in done | in_place],
-            {
+            module=module,
+            cls=converted_class(kind, paths) if given else kind,
+            layers={key: layer for key, layer in layers.items() if key in done | given},
+            slots=[slot for key, slot in slots.items() if key in done | in_place],
+            idle_slots={
                 slots[path].name: (slots[path], reason)
                 for each in found.values()
                 for path, reason in each.left.items()
                 if path in slots and path not in done
             },
-            [join(name, key) for key in paths if key in done],
-            {join(name, key): reason for key, reason in left.items()},
-            in_place,
+            converted=[join(name, key) for key in paths if key in done],
+            left={join(name, key): reason for key, reason in left.items()},
+            in_place=in_place,
         )
 
     def carry_out(self, mode: Mode, made: dict[int, DropPath]) -> None:
@@ -177,6 +186,12 @@ class Plan:
 
     def _mode(self, key: str, mode: Mode) -> Mode:
         return "row" if key in self.in_place else mode
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return not isinstance(layer, DropPath) and any(
+        (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    )
 
 
 def _works_in_place(layer: object) -> bool:

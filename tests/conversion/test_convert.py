@@ -319,6 +319,33 @@ def test_the_report_and_the_warning() -> None:
     assert CONVERTED not in vars(type(model[1]))
 
 
+class Twice(Unknown):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.fc(x))
+        y = self.fc(x)
+        return x + self.drop_path(y) + y
+
+
+def test_a_layer_that_is_called_twice_may_be_converted_in_part() -> None:
+    model = Twice()
+    conversion = convert_stochastic_depth(model)
+    assert conversion.converted == {"drop_path": 0.5}
+    assert conversion.left["drop_path"].startswith("one of its calls: its branch is not told apart")
+    model.train()(torch.ones(4, 3))
+
+
+def test_a_layer_with_hooks_stays() -> None:
+    seen = []
+    hooked = needs("timm.layers").DropPath(0.5)
+    hooked.register_forward_hook(lambda *given: seen.append(given))
+    model = nn.Sequential(Known(), Known(hooked))
+    with pytest.warns(UserWarning, match=r"`1.drop_path` \(it has hooks"):
+        convert_stochastic_depth(model)
+    model.train()(torch.ones(4, 3))
+    assert model[1].drop_path is hooked
+    assert len(seen) == 1
+
+
 def test_a_switch_may_be_turned_on_later() -> None:
     model = nn.Sequential(Known(), Known(needs("timm.layers").DropPath(0.5)))
     model[1].has_skip = False
