@@ -16,7 +16,6 @@ import copy
 import dis
 import inspect
 import re
-import textwrap
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +49,11 @@ _LOOKING_AT_NAMES = {"locals", "vars", "eval", "exec", "dir"}
 _CHANGING = re.compile(r"append|extend|insert|pop|popitem|remove|clear|update|setdefault|sort|reverse|.*[^_]_")
 
 # What is for all samples unless it has so many dimensions; its first size may be by chance that of the batch.
-_SHARED_BELOW = {re.compile(r"rope|rel(ative)?_?pos|bias|freqs"): 4, re.compile(r"(attn|src|tgt|memory)_mask$"): 3}
+_SHARED_BELOW = {
+    re.compile(r"rope|rel(ative)?_?pos|bias|freqs"): 4,
+    re.compile(r"(attn|src|tgt|memory)_mask$"): 3,
+    re.compile(r"^pos(ition)?_?(emb|enc)"): 3,
+}
 
 
 @dataclass
@@ -126,7 +129,10 @@ def _parse(method: types.FunctionType) -> ast.FunctionDef:
         lines, first = inspect.getsourcelines(method)
     except (OSError, TypeError):
         raise _UnreadableError("its source code is not at hand") from None
-    tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    # Not dedented: comments and texts may begin further to the left.
+    body = ast.parse("if True:\n" + "".join(lines) if lines[0][0].isspace() else "".join(lines)).body
+    tree = body[0].body[0] if isinstance(body[0], ast.If) else body[0]
+    first -= isinstance(body[0], ast.If)
     if not isinstance(tree, ast.FunctionDef) or not _parameters(tree):
         raise _UnreadableError("it is no method")
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -407,7 +413,9 @@ class Editor:
         """
         needed, written = self._local(loads(value)), set[str]()
         around = _without(block[place], value)
-        if changed(around.value if isinstance(around, ast.AugAssign) else around):
+        if changed(around.value if isinstance(around, ast.AugAssign) else around) or _may_be_skipped(
+            value, block[place]
+        ):
             return []
         left_over = always_stored(block[place])
         region: list[ast.stmt] = []
@@ -423,6 +431,8 @@ class Editor:
             read, wrote = loads(statement), stores(statement)
             if wrote.intersection(loads(between)) or stores(between).intersection([*read, *wrote]):
                 break
+            if not self._attributes(statement).isdisjoint(self._looked_into([*between, around])):
+                break  # `aux = self.moe.aux` would be that of the last call
             written |= wrote
             # A value that outlives the branch would be one of the kept samples only.
             if written.intersection(outside) or any(is_read(name, after) for name in written - left_over):
@@ -430,6 +440,18 @@ class Editor:
             region.insert(0, statement)
             needed = (needed - always_stored(statement)) | self._local(read)
         return region
+
+    def _attributes(self, node: ast.AST) -> set[str]:
+        return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and self._is_me(each.value)}
+
+    def _looked_into(self, nodes: Sequence[ast.AST]) -> set[str]:
+        """Return the attributes that are read other than by a call: ``self.moe.aux``, ``f(self.moe)``."""
+        called = {id(call.func) for node in nodes for call in ast.walk(node) if isinstance(call, ast.Call)}
+        parts = (each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Attribute))
+        return {each.attr for each in parts if self._is_me(each.value) and id(each) not in called}
+
+    def _is_me(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.me
 
     def _obstacle(
         self, above: Sequence[ast.stmt], region: Sequence[ast.stmt], known: set[str], value: ast.expr
@@ -485,7 +507,10 @@ class Editor:
         shared |= {name: 0 for name in others if name in self._of_weights}
         if shared:
             listed = ", ".join(
-                f"*({name!r},) * (getattr({name}, 'ndim', 0) < {ndim})" if ndim else repr(name)
+                # Tables may come in pairs, (cos, sin).
+                f"*({name!r},) * (getattr({name}[0] if isinstance({name}, tuple) else {name}, 'ndim', 0) < {ndim})"
+                if ndim
+                else repr(name)
                 for name, ndim in shared.items()
             )
             keywords.append(ast.keyword("shared_inputs", ast.parse(f"({listed},)", mode="eval").body))
@@ -518,6 +543,8 @@ def changed(nodes: ast.AST | Sequence[ast.AST]) -> set[str]:
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) and _CHANGING.fullmatch(node.func.attr):
                 found |= {*loads(node.func)}
+                if node.func.attr.endswith("_"):  # `torch.relu_(x)`
+                    found |= {*loads(node.args[:1])}
             if any(each.arg == "inplace" for each in node.keywords):
                 found |= {*loads(node.args)}
             found |= {name for each in node.keywords if each.arg == "out" for name in loads(each.value)}
@@ -587,6 +614,12 @@ def _is_movable(statement: ast.stmt) -> bool:
 def _without(statement: ast.stmt, call: ast.expr) -> ast.stmt:
     """Return a copy of ``statement`` with a constant in place of ``call``, a part of it."""
     return copy.deepcopy(statement, {id(call): ast.Constant(None)})
+
+
+def _may_be_skipped(value: ast.expr, statement: ast.stmt) -> bool:
+    """Tell whether ``value`` is not always computed where it stands: ``x + self.drop_path(y) if self.wide else x``."""
+    lazy = (each for each in ast.walk(statement) if isinstance(each, ast.IfExp | ast.BoolOp))
+    return any(part is value for each in lazy for part in ast.walk(each))
 
 
 def _except(block: Sequence[ast.stmt], region: Sequence[ast.stmt]) -> list[ast.stmt]:

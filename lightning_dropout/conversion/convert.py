@@ -146,8 +146,12 @@ class Plan:
             if path in layers:
                 left[path] = f"{_NEVER} (only if `{switch}`)"
         entered = [pair for each in found.values() for pair in each.entered.items()]
-        in_place = {path for path, names in entered if any(_works_in_place(getattr(module, name)) for name in names)}
+        in_place = {
+            path for path, names in entered if any(_works_in_place(getattr(module, name, None)) for name in names)
+        }
         done -= in_place
+        if any(getattr(part, "batch_first", True) is False for part in module.modules()):
+            done, found, left = set(), {}, dict.fromkeys(layers, "its first dimension is time")
         left |= dict.fromkeys(in_place & {*layers}, "its branch changes in place what enters it")
         if done and "forward" in vars(module):
             done, found, left = set(), {}, dict.fromkeys(layers, "the `forward` of its block was replaced")
@@ -173,8 +177,11 @@ class Plan:
         """Change the module; ``made`` holds the layers that were made for others, since places may share one."""
         fewest = 2 if normalises_over_batch(self.module) else 1
         for key, layer in self.layers.items():
+            shared = id(layer) in made
             own = made.setdefault(id(layer), _as_own(layer))
-            own.mode, own.min_samples = self._mode(key, mode), max(own.min_samples, fewest)
+            if not (shared and own.mode == "row"):  # another place needs all samples
+                own.mode = self._mode(key, mode)
+            own.min_samples = max(own.min_samples, fewest)
             self.module._modules[key] = own
         for slot in self.slots:
             slot.fill(DropPath(0.0, self._mode(slot.key, mode), min_samples=fewest))

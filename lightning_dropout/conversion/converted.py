@@ -36,12 +36,14 @@ def rewritings(cls: type, paths: tuple[str, ...], insert: bool = False) -> Mappi
 
     With ``insert``: what becomes of ``forward`` if its residual sums get drop paths.
     """
-    return _rewritings(original_class(cls), paths, insert)
+    return _rewritings(tuple(_methods(original_class(cls)).items()), paths, insert)
 
 
-@cache
-def _rewritings(cls: type, paths: tuple[str, ...], insert: bool) -> Mapping[str, Rewriting]:
-    methods = _methods(cls)
+@cache  # by its methods: those of a class may be replaced
+def _rewritings(
+    named: tuple[tuple[str, types.FunctionType], ...], paths: tuple[str, ...], insert: bool
+) -> Mapping[str, Rewriting]:
+    methods = dict(named)
     if insert:
         rewriting = rewrite(methods["forward"], paths, insert) if "forward" in methods else Rewriting()
         return {"forward": rewriting} if rewriting.inserted else {}
@@ -80,12 +82,15 @@ def _names(code: types.CodeType) -> set[str]:
 
 def converted_class(cls: type, paths: tuple[str, ...], insert: bool = False) -> type:
     """Return a subclass of ``cls`` whose methods are those of :func:`rewritings`."""
-    return _converted_class(original_class(cls), paths, insert)
+    original = original_class(cls)
+    return _converted_class(original, tuple(_methods(original).items()), paths, insert)
 
 
 @cache  # one for each class, since another type is another graph
-def _converted_class(cls: type, paths: tuple[str, ...], insert: bool) -> type:
-    found = _rewritings(cls, paths, insert)
+def _converted_class(
+    cls: type, named: tuple[tuple[str, types.FunctionType], ...], paths: tuple[str, ...], insert: bool
+) -> type:
+    found = _rewritings(named, paths, insert)
     methods = {name: each.function for name, each in found.items() if each.function is not None}
     members = {
         **methods,

@@ -39,13 +39,20 @@ def _inserted(block: list[ast.stmt], tree: ast.FunctionDef, editor: "Editor") ->
             yield from _inserted(each, tree, editor)
         if inner:
             continue
-        if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add):  # `out += identity`
-            target = statement.target
+        if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add):
+            target, value = statement.target, statement.value
             if isinstance(target, ast.Name):
-                value = ast.Name(target.id, ast.Load())
-                block[place] = statement = ast.copy_location(
-                    ast.Assign([target], ast.BinOp(value, ast.Add(), statement.value)), statement
-                )
+                name = ast.Name(target.id, ast.Load())
+                if _is_residual(block, place, value, name, tree, editor):  # `x += f(x)`: in place as before
+                    statement.value = call = _marked(value, editor)
+                    yield call
+                    continue
+                block[place] = ast.copy_location(ast.Assign([target], ast.BinOp(name, ast.Add(), value)), statement)
+                if _is_residual(block, place, name, value, tree, editor):  # `out += identity`, of what modules made
+                    block[place].value.left = call = _marked(name, editor)  # type: ignore[attr-defined]
+                    yield call
+                    continue
+                block[place] = statement  # it may be a list, or known by another name
         for node in ast.walk(statement):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
                 if _is_residual(block, place, node.left, node.right, tree, editor):

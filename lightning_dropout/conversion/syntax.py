@@ -9,7 +9,7 @@ __all__ = ["SCOPES", "always_stored", "batch_sizes", "free_names", "grown_list",
 
 Nodes: TypeAlias = ast.AST | Sequence[ast.AST]
 
-_FIRST_SIZE = re.compile(r"\.shape\[(0|:\d*)\]|\.size\(0\)|\.numel\(\)|\blen\(")
+_FIRST_SIZE = re.compile(r"(\.shape|\.size\(\))\[(0|:\d*)\]|\.size\((dim=)?0\)|\.numel\(\)|\blen\(")
 
 SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef)
 
@@ -165,13 +165,15 @@ def _assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 def _is_shape(value: ast.expr) -> bool:
     text = ast.unparse(value)
-    return text.endswith((".shape", ".size()")) or ".shape[:" in text
+    return text.endswith((".shape", ".size()")) or ".shape[:" in text or ".size()[:" in text
 
 
 def _is_first_size(value: ast.expr, known: Set[str]) -> bool:
     """Tell whether ``value`` is a number of samples, or is reckoned from one."""
     text = ast.unparse(value)
     if text.endswith((".shape[0]", ".size(0)", ".shape", ".size()")) or text.startswith("len("):
+        return True
+    if text.startswith(("list(", "tuple(")) and text.endswith((".shape)", ".size())")):
         return True
     if any(isinstance(node, ast.Call) and not _is_reckoning(node) for node in ast.walk(value)):
         return False
@@ -180,4 +182,4 @@ def _is_first_size(value: ast.expr, known: Set[str]) -> bool:
 
 def _is_reckoning(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
-    return name in ("size", "len", "int", "min", "max", "numel")
+    return name in ("size", "len", "int", "min", "max", "numel", "prod", "sum")

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lightning_dropout.nn.subset import add_subset, can_subset, draw_subset, draw_traced, select, spread_subset
+from lightning_dropout.nn.subset import (
+    add_subset,
+    can_subset,
+    check_unchanged,
+    draw_subset,
+    draw_traced,
+    leaves,
+    select,
+    spread_subset,
+)
 from lightning_dropout.probability import check_probability
 
 __all__ = [
@@ -209,7 +218,8 @@ def drop_residual(
     """
     check_mode(mode)
     lead = x[0] if isinstance(x, list | tuple) and x else x  # dense blocks are given a list of features
-    if isinstance(lead, Tensor) and not 0 <= batch_dim < lead.ndim:
+    # A branch of another library may be given a scalar first; that is for all samples.
+    if isinstance(lead, Tensor) and not 0 <= batch_dim < lead.ndim and not (broadcast or shortcut == 0):
         raise ValueError(
             f"Expected `batch_dim` to be a dimension of `x`, counted from 0, but got {batch_dim} for the shape "
             f"{tuple(lead.shape)}."
@@ -226,13 +236,17 @@ def drop_residual(
         if subset.skipped:
             assert skip is not None  # noqa: S101  (that one is run has been asked for)
             return skip.clone()  # as a sum is: a new tensor, which its user may write into, and no view of `x`
+        whole = (x, *args, *kwargs.values())
         if subset.samples is not None:
             cut = partial(select, samples=subset.samples, batch_dim=batch_dim, batch=batch)
             num_run = len(subset.samples)
             x = cut(x)
             args = [each if i in shared_inputs else cut(each) for i, each in enumerate(args)]
             kwargs = {name: each if name in shared_inputs else cut(each) for name, each in kwargs.items()}
+        copies = [part for part, each in zip((x, *args, *kwargs.values()), whole, strict=True) if part is not each]
+        before = leaves(copies)
         residual = branch(x, *args, **kwargs)
+        check_unchanged(before, copies)
         shape = [*(_of_shape(None, residual) if skip is None else skip).shape]
         shape[batch_dim] = num_run
         if broadcast and skip is not None and [*residual.shape] != shape and residual.shape[batch_dim] == num_run:

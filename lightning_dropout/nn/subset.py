@@ -140,7 +140,7 @@ def can_subset(x: Tensor, skip: Tensor | None, batch_dim: int, inputs: Sequence[
     cache, a block mask), is in another process's keeping (a sharded tensor), or where the number of samples cannot be
     drawn: under ``vmap``, tracing, export, or in a graph that must be one.
     """
-    if not all(isinstance(each, Tensor) for each in (x, x if skip is None else skip)):
+    if not all(isinstance(each, Tensor) for each in (x, x if skip is None else skip)) or x.ndim <= batch_dim:
         return False
     if skip is not None and x.shape[batch_dim : batch_dim + 1] != skip.shape[batch_dim : batch_dim + 1]:
         return False
@@ -204,16 +204,40 @@ def select(value: Any, samples: Tensor, batch_dim: int, batch: int) -> Any:
     if isinstance(value, Tensor):
         if value.ndim <= batch_dim or value.shape[batch_dim] != batch:
             return value
+        samples = samples.to(value.device)  # lengths of sequences stay on the host
         order = _memory_order(value)
         if order is None:
             return value.index_select(batch_dim, samples)
         return value.permute(order).index_select(order.index(batch_dim), samples).permute(_inverse(order))
     if isinstance(value, dict):
-        return {key: select(each, samples, batch_dim, batch) for key, each in value.items()}
+        items = {key: select(each, samples, batch_dim, batch) for key, each in value.items()}
+        return items if any(items[key] is not each for key, each in value.items()) else value
     if isinstance(value, torch.Size) or not isinstance(value, tuple | list):
         return value
     parts = [select(each, samples, batch_dim, batch) for each in value]
+    if all(part is each for part, each in zip(parts, value, strict=True)):
+        return value  # the list itself: the branch may write into it
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def leaves(value: Any) -> list[tuple[Any, int]]:
+    """Return what stands in tuples, lists and dicts, each with the number of times that it was changed in place."""
+    if isinstance(value, dict):
+        value = [part for item in value.items() for part in item]
+    if isinstance(value, tuple | list):
+        return [leaf for each in value for leaf in leaves(each)]
+    counted = isinstance(value, Tensor) and not torch.compiler.is_compiling() and not value.is_inference()
+    return [(value, value._version if counted else 0)]
+
+
+def check_unchanged(before: Sequence[tuple[Any, int]], value: Any) -> None:
+    """Complain if a branch wrote into what it was given: into a copy of some samples, which nobody else reads."""
+    after = leaves(value)
+    if len(after) != len(before) or any(a is not b or n != m for (a, n), (b, m) in zip(after, before, strict=True)):
+        raise RuntimeError(
+            "Expected `branch` to leave what it is given as it is, but it changed a tensor, list or dict in place, of "
+            'which only its own samples would know; build it with `inplace=False`, or use `mode="row"`.'
+        )
 
 
 def add_subset(skip: Tensor, residual: Tensor, subset: Subset, batch_dim: int) -> Tensor:

@@ -446,6 +446,39 @@ def test_a_table_of_positions_with_as_many_rows_as_samples(kind: type[Block], ag
     agree(block, rewritten(block)[0], x, None, torch.randn(BATCH, DIM))
 
 
+class Rotated(Block):
+    def forward(self, x, position_embeddings):
+        return x + self.drop_path(self.f(x) * self.mixed(*position_embeddings))
+
+    def mixed(self, cos, sin):
+        return cos.mean(0) + sin.mean(0) if cos.ndim == 2 else cos + sin
+
+
+@pytest.mark.parametrize("shape", [(BATCH, DIM), (BATCH, TOKENS, DIM)], ids=["one table", "one per sample"])
+def test_a_pair_of_tables_with_as_many_rows_as_samples(shape: tuple[int, ...], agree: Callable[..., Any]) -> None:
+    block = Rotated()
+    agree(block, rewritten(block)[0], batch(), (torch.randn(shape), torch.randn(shape)))
+
+
+# fmt: off
+class FurtherLeft(Block):
+    def forward(self, x):
+        text = """Text
+that begins further to the left.
+"""
+        y = self.f(x)
+# Further to the left.
+        return x + self.drop_path(y) * len(text[:1])
+# fmt: on
+
+
+def test_comments_and_texts_may_begin_further_to_the_left(agree: Callable[..., Any]) -> None:
+    block = FurtherLeft()
+    converted, found = rewritten(block)
+    assert found.done
+    agree(block, converted, batch())
+
+
 # What must not be rewritten, and why.
 
 
@@ -845,7 +878,78 @@ class ShadowedInInnerFunction(Block):
         return x + late()
 
 
+class Remembers(nn.Linear):
+    seen: Any = None
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.seen = y.detach().abs().mean()
+        return y
+
+
+class StateInBetween(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Remembers(DIM, DIM)
+        self.f.seen = torch.zeros(())
+
+    def forward(self, x):
+        y = self.f(x)
+        seen = self.f.seen
+        x = x + self.drop_path(y)
+        return x * seen
+
+
+class StateBefore(StateInBetween):
+    def forward(self, x):
+        y = self.f(x)
+        return self.f.seen * x + self.drop_path(y)
+
+
+class NotAlways(Block):
+    def forward(self, x):
+        y = self.f(x)
+        return x + self.drop_path(y) if self.use_shortcut else x
+
+
+class FunctionNamedInPlace(Block):
+    def forward(self, x):
+        return x + self.drop_path(self.f(torch.relu_(x)))
+
+
+class OldSize(Block):
+    def forward(self, x):
+        rows = x.size()[0]
+        return (x + self.drop_path(self.f(x).view(rows, 3, 4))) * rows
+
+
+class SizesByKeyword(Block):
+    def forward(self, x):
+        rows = x.size(dim=0)
+        return (x + self.drop_path(self.f(x).view(rows, 3, 4))) * rows
+
+
+class OldSizes(Block):
+    def forward(self, x):
+        rows, n = x.size()[:2]
+        return (x + self.drop_path(self.f(x).view(rows, n, 4))) * rows
+
+
+class ListOfSizes(Block):
+    def forward(self, x):
+        shape = list(x.shape)
+        return (x + self.drop_path(self.f(x).view(shape))).view(shape)
+
+
 LEFT = {
+    StateInBetween: "told apart",
+    StateBefore: "told apart",
+    NotAlways: "told apart",
+    FunctionNamedInPlace: "in place",
+    OldSize: "number of samples",
+    OldSizes: "number of samples",
+    SizesByKeyword: "number of samples",
+    ListOfSizes: "number of samples",
     BatchSizeOnItsWay: "number of samples",
     BatchSizeByPairs: "number of samples",
     SizeAttribute: "attribute that its method sets",

@@ -498,3 +498,107 @@ def test_compiled_graphs_do_not_grow_with_the_rate() -> None:
     assert numbers[1] == numbers[-1]
     # One block is compiled once for all of them.
     assert numbers[-1] <= 12
+
+
+class WritesInside(nn.Module):
+    """Neither the attribute nor the name of a method tells that its input is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.fc = nn.ReLU(inplace=True), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.fc(self.act(x))
+        return output
+
+
+def test_a_branch_that_changes_in_place_unseen_is_told_when_it_runs() -> None:
+    model = Known()
+    model.fc = WritesInside()
+    convert_stochastic_depth(model)
+    with pytest.raises(RuntimeError, match=r"but it changed a tensor, list or dict in place.*`inplace=False`"):
+        model.train()(torch.randn(8, 3))
+    convert_stochastic_depth(model, mode="row")
+    model(torch.randn(8, 3))
+
+
+class Collects(nn.Linear):
+    def forward(self, x: Tensor, losses: list[Tensor]) -> Tensor:  # type: ignore[override]
+        losses.append(self.weight.square().sum())
+        return super().forward(x)
+
+
+class WithLosses(Known):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = Collects(3, 3)
+
+    def forward(self, x: Tensor, losses: list[Tensor]) -> Tensor:  # type: ignore[override]
+        return x + self.drop_path(self.fc(x, losses))
+
+
+def test_what_a_branch_adds_to_a_list_is_there_afterwards() -> None:
+    model, losses = WithLosses(), list[Tensor]()
+    convert_stochastic_depth(model)
+    model.train()(torch.randn(8, 3), losses)
+    assert len(losses) == 1
+    with pytest.raises(RuntimeError, match="list or dict in place"):
+        model(torch.randn(8, 3), [torch.randn(8)])  # of the kept samples: what it adds would be lost
+
+
+class SomeHave(Known):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.fc(x) if self.has_skip else self.missing(x))
+
+
+def test_an_attribute_that_some_blocks_lack() -> None:
+    assert convert_stochastic_depth(SomeHave()).converted == {"drop_path": 0.5}
+
+
+class TimeFirst(Known):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.attn(x, x, x)[0])
+
+
+def test_time_first_stays() -> None:
+    with pytest.raises(ValueError, match="its first dimension is time"):
+        convert_stochastic_depth(TimeFirst())
+
+
+def test_a_method_that_was_replaced_since() -> None:
+    class Changing(Known):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.drop_path(self.fc(x))
+
+    def other(self: Any, x: Tensor) -> Tensor:
+        return x + 2 * self.drop_path(self.fc(x))
+
+    convert_stochastic_depth(Changing())
+    Changing.forward = other  # type: ignore[method-assign]
+    model, x = Changing().eval(), torch.randn(2, 3)
+    expected = model(x)
+    convert_stochastic_depth(model)
+    assert torch.equal(model(x), expected)
+
+
+class StraightIn(Known):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.fc(self.act(x)))
+
+
+@pytest.mark.parametrize("kinds", [(StraightIn, Known), (Known, StraightIn)])
+def test_a_shared_layer_runs_all_samples_if_one_place_needs_them(kinds: tuple[type[Known], ...]) -> None:
+    model = nn.Sequential(*(kind() for kind in kinds))
+    model[1].drop_path = model[0].drop_path
+    _ = converted(model)
+    other, _ = converted(model)
+    assert other[0].drop_path is other[1].drop_path
+    assert other[0].drop_path.mode == "row"

@@ -184,3 +184,39 @@ def test_bad_arguments_change_nothing() -> None:
         with pytest.raises(ValueError, match=message):
             insert_drop_path(model, **arguments)
     assert not any(isinstance(layer, DropPath) for layer in model.modules())
+
+
+class Grows(nn.Module):
+    """`+=` changes what others hold, too: a list, and a tensor of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
+
+    def forward(self, x: Tensor, found: list[Tensor]) -> Tensor:
+        x = x * 1
+        same = x
+        x += self.fc(self.norm(x * 1))
+        found += [x]
+        return x + same
+
+
+class Growing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Grows(), Grows()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x, found)
+        return torch.stack([x, *found])
+
+
+def test_what_is_added_in_place_stays_in_place() -> None:
+    model = Growing().eval()
+    x = torch.randn(4, 3)
+    expected = model(x)
+    assert len(insert_drop_path(model, 0.5).converted) == 2
+    assert torch.equal(model(x), expected)
+    model.train()(x).sum().backward()
