@@ -18,7 +18,7 @@ train: .venv/train.ok
 test: .venv/dev.ok
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: .venv/dev.ok test-releases
+test-slow: .venv/dev.ok .venv/torch-uncertainty.ok test-releases
 	$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
 
 test-releases: $(OLD_RUNS)
@@ -55,4 +55,10 @@ clean:
 .venv/lightning-%.ok: | .venv/dev.ok
 	rm -rf .venv/lightning-$*
 	$(PIP) --no-deps --target .venv/lightning-$* lightning==$* pytorch-lightning==$*
+	@touch $@
+
+# For one test: the metrics alone, which need no more than this.
+.venv/torch-uncertainty.ok: constraints.txt | .venv/dev.ok
+	rm -rf .venv/torch-uncertainty
+	$(PIP) --no-deps $(CONSTRAINED) --target .venv/torch-uncertainty torch-uncertainty seaborn einops
 	@touch $@

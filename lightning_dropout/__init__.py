@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_dropout.callbacks import DropoutScheduler as DropoutScheduler
     from lightning_dropout.callbacks import MCDropout as MCDropout
     from lightning_dropout.callbacks import RankRandomness as RankRandomness
+    from lightning_dropout.callbacks import RunReport as RunReport
     from lightning_dropout.callbacks import StochasticDepthScheduler as StochasticDepthScheduler
     from lightning_dropout.callbacks import restore_rates as restore_rates
     from lightning_dropout.conversion import convert_stochastic_depth as convert_stochastic_depth
@@ -35,6 +36,7 @@ _HOMES = {
     "DropoutScheduler": "callbacks",
     "MCDropout": "callbacks",
     "RankRandomness": "callbacks",
+    "RunReport": "callbacks",
     "StochasticDepthScheduler": "callbacks",
     "restore_rates": "callbacks",
     "convert_stochastic_depth": "conversion",

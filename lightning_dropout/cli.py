@@ -1,4 +1,4 @@
-"""The installed command: ``lightning-dropout audit timm/vit_tiny_patch16_224``, ``lightning-dropout plot model=vit``.
+"""The installed command: ``lightning-dropout audit timm/resnet18``, ``... plot model=vit``, ``... dashboard ...``.
 
 For people who never clone the repository. Arguments are read before anything is imported, so that ``--help`` answers at
 once; what a subcommand does lies in the rooms above.
@@ -41,6 +41,23 @@ Nothing is trained or logged, no weights are fetched, and the figure is all that
   lightning-dropout plot model=vit data=digits callbacks/dropout=late
   lightning-dropout plot experiment=vit_digits callbacks/stochastic_depth=linear --output vit.pdf
 """
+_DASHBOARD = """\
+Make a W&B dashboard of what the callbacks log: rates, fit, calibration, uncertainty, selective prediction, OOD data,
+samples. It is saved as a new view of the project, and its address is printed. Without an API key, with
+WANDB_MODE=offline or with output=FILE it is written as JSON instead.
+
+  lightning-dropout dashboard entity=me project=digits
+  lightning-dropout dashboard entity=me project=digits val/loss=valid_loss val/accuracy=valid_acc
+                                                         a project whose metrics have other names: ours=theirs
+
+words:
+  entity=NAME, project=NAME     as in the address that a run prints: .../<entity>/<project>/runs/<id>
+  task=classification           or regression: whose metrics are shown
+  datasets=svhn,cifar100        the out-of-distribution data sets, where there are several
+  output=FILE                   write JSON there and send nothing
+"""
+_DASHBOARD_WORDS = ("entity", "project", "task", "datasets", "output")
+_DASHBOARD_FILE = "dashboard.json"
 # One process on the CPU that prints nothing and writes nothing, whatever the config says.
 _TO_PLAN = {
     "accelerator": "cpu",
@@ -73,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = _Parser(
         prog="lightning-dropout",
-        description="Find every place where a model drops something; see its rates in advance.",
+        description="Find every place where a model drops something; see its rates in advance, and what they did.",
     )
     commands = parser.add_subparsers(title="commands")
     _add_audit(commands)
     _add_plot(commands)
+    _add_dashboard(commands)
 
     arguments, rest = parser.parse_known_args(argv)
     if "run" not in arguments:
@@ -130,6 +148,17 @@ def _add_plot(commands: Any) -> None:
         help="the file to write; its ending says how: png, pdf, svg, ... (default: %(default)s)",
     )
     plot.set_defaults(run=_plot, parser=plot)
+
+
+def _add_dashboard(commands: Any) -> None:
+    dashboard = commands.add_parser(
+        "dashboard",
+        help="make a W&B dashboard of what the callbacks log",
+        description=_DASHBOARD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    dashboard.add_argument("what", nargs="+", metavar="key=value", help="see above")
+    dashboard.set_defaults(run=_dashboard, parser=dashboard)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -276,3 +305,68 @@ def _lengths(cfg: "DictConfig", length: "RunLength") -> str:
     asked = {key: cfg.trainer.get(key, 1) for key in ("devices", "num_nodes")}
     several = " ".join(f"trainer.{key}={count}" for key, count in asked.items() if count not in (1, "1"))
     return ", ".join([*known, *([f"counted for one process instead of {several}"] if several else [])])
+
+
+def _dashboard(arguments: argparse.Namespace) -> None:
+    from lightning_dropout.reports import dashboard_json, dashboard_panels, dashboard_workspace
+
+    words = _dashboard_words(arguments.what)
+    choices = {word: words.pop(word) for word in _DASHBOARD_WORDS if word in words}
+    panels: dict[str, Any] = {"names": words}
+    if "task" in choices:
+        panels["task"] = choices["task"]
+    if "datasets" in choices:
+        panels["datasets"] = choices["datasets"].split(",")
+    workspace = dashboard_workspace(
+        dashboard_panels(**panels), entity=choices.get("entity", ""), project=choices.get("project", "")
+    )
+    path = Path(choices.get("output", _DASHBOARD_FILE))
+    if reason := f"output={path}" if "output" in choices else _why_offline():
+        _write(path, dashboard_json(workspace))
+        print(f"W&B: nothing sent ({reason}); the dashboard is in {path}")
+        return
+
+    from lightning_dropout.loggers import save_workspace
+
+    try:
+        print(f"W&B: {save_workspace(workspace)}")
+    except RuntimeError as error:
+        _write(path, dashboard_json(workspace))
+        raise RuntimeError(f"{error} Its JSON is in {path}.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    from lightning_dropout.configuration import ConfigError
+
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"Expected a file that can be written, but got {error.strerror}; choose another with output=FILE.",
+            "output",
+            path,
+        ) from error
+
+
+def _dashboard_words(words: Sequence[str]) -> dict[str, str]:
+    """Return the words as a dictionary; those with a slash or a star are keys of the dashboard."""
+    from lightning_dropout.configuration import ConfigError
+
+    pairs = {}
+    for word in words:
+        key, is_pair, value = word.partition("=")
+        if not is_pair or (key not in _DASHBOARD_WORDS and not {"/", "*"} & {*key}):
+            raise ConfigError(
+                f"Expected {', '.join(f'{known}=...' for known in _DASHBOARD_WORDS)} or a key of the dashboard such as "
+                f"val/loss=..., but got {word!r}."
+            )
+        pairs[key] = value
+    return pairs
+
+
+def _why_offline() -> str:
+    """Return why nothing may or can be sent to W&B, "" if something can."""
+    from lightning_dropout.loggers.wandb_process import login_problem, mode_of_environment
+
+    mode = mode_of_environment()
+    return f"WANDB_MODE={mode}" if mode in ("offline", "disabled") else login_problem()

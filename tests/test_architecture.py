@@ -43,7 +43,7 @@ WITHOUT = {
     "sites": {"lightning", "timm", "torchvision", "transformers"},
     "conversion": {"lightning", "timm", "torchvision", "transformers"},
     "sampling": {"lightning", "torchmetrics"},
-    "reports": {"lightning", "wandb", "matplotlib"},
+    "reports": {"lightning", "wandb", "wandb_workspaces", "matplotlib"},
     "zoo": {"lightning", "timm", "torchvision", "transformers"},
     "models": {"lightning", "timm", "torchvision", "transformers"},
     "configuration": {"torch", "lightning", "wandb"},

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +55,7 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert without.startswith("usage: lightning-dropout")
     assert "audit" in without
     assert "plot" in without
+    assert "dashboard" in without
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "tv/mobilenet_v3_small", "hf/vit"])
@@ -140,6 +143,16 @@ WRONG = {
     "a config without schedulers": (["plot", "model=net", "callbacks/dropout=none"], "callbacks/dropout=linear"),
     "a run without an end": (["plot", "model=net", "trainer.max_epochs=-1", "module.scheduler=null"], "max_epochs=-1"),
     "a run without a beginning": (["plot", "model=net", "trainer.max_epochs=0"], "max_epochs=0"),
+    "no project": (["dashboard", "entity=me"], "`project`"),
+    "an entity that is none": (["dashboard", "entity=a/b", "project=digits"], "'a/b'"),
+    "a word that is no key": (["dashboard", "entity=me", "projet=digits"], "project=..."),
+    "a word without a value": (["dashboard", "entity=me", "project=digits", "val/loss"], "'val/loss'"),
+    "a key that is on no panel": (["dashboard", "entity=me", "project=digits", "val/los=x"], "val/loss"),
+    "a task that is none": (["dashboard", "entity=me", "project=digits", "task=binary"], "regression"),
+    "a dashboard in a folder that is not there": (
+        ["dashboard", "entity=me", "project=digits", "output=/nowhere/d.json"],
+        "/nowhere/d.json",
+    ),
     "an unknown argument of a schedule": (["plot", "model=net", "callbacks.dropout.scale.begin=1"], "begin"),
 }
 
@@ -240,6 +253,80 @@ def test_no_weights_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert exit_code("plot", *words) == 0
     assert fetched
     assert not any(fetched)
+
+
+# --- dashboard ------------------------------------------------------------------------------------------------------
+
+DASHBOARD = ["dashboard", "entity=tester", "project=digits"]
+
+
+def written(path: Path) -> str:
+    """Return the spec of a dashboard, as text, after a look at what it is of."""
+    view = json.loads(path.read_text())
+    assert (view["entity"], view["project"]) == ("tester", "digits")
+    return json.dumps(view["spec"])
+
+
+def test_dashboard_goes_to_the_server(
+    clean_wandb: None, folder: Path, server: Any, key: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*DASHBOARD, "val/loss=valid/loss", "datasets=svhn,noise") == 0
+    (view,) = server.views
+    shown = view["spec"]
+    assert "valid/loss" in shown
+    assert "val/loss" not in shown
+    assert "test/ood/auroc/entropy/noise" in shown
+    name = view["name"].removeprefix("nw-").removesuffix("-v")
+    assert capfd.readouterr() == (f"W&B: {server.url}/tester/digits?nw={name}\n", "")
+    assert not (folder / "dashboard.json").exists()
+
+
+@pytest.mark.parametrize("case", ["no key", "WANDB_MODE", "output"])
+def test_dashboard_offline_is_a_file(
+    clean_wandb: None,
+    folder: Path,
+    server: Any,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if case != "no key":
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    if case == "WANDB_MODE":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    output = "d.json" if case == "output" else "dashboard.json"
+    assert exit_code(*DASHBOARD, *(["output=d.json"] if case == "output" else []), "task=regression") == 0
+    assert "test/mc/rmse" in written(folder / output)
+    out = capsys.readouterr().out
+    reason = {"no key": "no API key", "WANDB_MODE": "WANDB_MODE=offline", "output": "output=d.json"}[case]
+    assert re.fullmatch(rf"W&B: nothing sent \({reason}.*\); the dashboard is in {output}\n", out)
+    assert server.requests == 0
+
+
+def test_dashboard_that_is_refused_is_not_lost(
+    clean_wandb: None, folder: Path, server: Any, key: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.refuse = 403
+    assert exit_code(*DASHBOARD) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: Expected W&B .* refused by the test; .* Its JSON is in dashboard.json.\n", err)
+    assert "test/mc/ece" in written(folder / "dashboard.json")
+
+
+@pytest.mark.slow
+def test_dashboard_without_a_network_takes_less_than_half_a_minute(
+    clean_wandb: None, folder: Path, key: None, environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    started = time.perf_counter()
+    done = subprocess.run([COMMAND, *DASHBOARD], capture_output=True, text=True, env=environment(), check=False)
+    assert time.perf_counter() - started < 30  # its imports and its end included
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "test/mc/ece" in written(folder / "dashboard.json")
 
 
 def test_the_command_is_installed() -> None:

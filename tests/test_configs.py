@@ -127,6 +127,21 @@ def test_every_experiment_runs(
     assert any(key.startswith("test/mc/") for key in metrics)
 
 
+def test_the_digits_are_told_from_three_other_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, "experiment=ood_digits", *FAST))
+    data_sets = {key.rpartition("/")[2] for key in metrics if key.startswith("test/ood/auroc/entropy/")}
+    assert data_sets == {"shuffled", "inverted", "photo"}
+
+
+@pytest.mark.parametrize("data", ["cifar10", "image_folder"])
+def test_a_folder_of_other_images_is_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_images: Path, data: str
+) -> None:
+    words = ["model=net", f"data={data}", f"data.root={few_images}", f"+data.ood.same={few_images / 'train'}"]
+    metrics = fast_dev_run(compose_train(monkeypatch, tmp_path, *words, *FAST))
+    assert "test/ood/auroc/entropy" in metrics
+
+
 @pytest.mark.parametrize("dropout", ["zero", "constant", "early"])
 def test_every_job_of_the_overfitting_multirun_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dropout: str

@@ -64,6 +64,8 @@ def load_missed_state(callback: Callback, trainer: Any) -> None:
     Lightning 2.4 restores callbacks in a fit only: test, validate and predict load weights and nothing else.
     """
     if trainer.ckpt_path and release_of(trainer) < _FIRST_TO_RESTORE_FOR_EVALUATION:
-        states = trainer.strategy.load_checkpoint(trainer.ckpt_path).get("callbacks", {})
+        checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path)
+        callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+        states = checkpoint.get("callbacks", {})
         if callback.state_key in states:
             callback.load_state_dict(states[callback.state_key])

@@ -1,11 +1,13 @@
-"""Where a batch holds its labels: a guess, a path, or the user's own function. Reads a batch and changes nothing."""
+"""Where a batch holds its labels and inputs: a guess, a path, or the user's own function. Changes nothing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["labels_of"]
+__all__ = ["inputs_of", "labels_of"]
 
-_KEYS = ("labels", "label", "y", "target", "targets")  # of dictionaries, in this order
+# Of dictionaries, in this order.
+_KEYS = ("labels", "label", "y", "target", "targets")
+_INPUT_KEYS = ("pixel_values", "images", "image", "inputs", "input", "x")
 
 
 def labels_of(batch: Any, where: str | Callable[[Any], Any]) -> Any:
@@ -30,6 +32,20 @@ def labels_of(batch: Any, where: str | Callable[[Any], Any]) -> Any:
     if isinstance(batch, Mapping):
         return next((batch[key] for key in _KEYS if key in batch), None)
     return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return what is probably the input: a lone tensor, the first entry, or one of the usual keys; ``None`` if none is.
+
+    Example:
+        >>> inputs_of(("x", "y")), inputs_of({"image": "x", "id": 3}), inputs_of({"id": 3})
+        ('x', 'x', None)
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _INPUT_KEYS if key in batch), None)
+    if isinstance(batch, list | tuple):
+        return batch[0] if batch else None
+    return batch
 
 
 def _follow(batch: Any, path: str) -> Any:

@@ -6,20 +6,29 @@ inside each call only (``sampling``), so no hook, exception or interrupt can lea
 here, what happens in a stage in ``sampled_stage.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, cast, get_args
 
-from lightning_dropout.callbacks.any_callback import AnyCallback
+from torch import Tensor
+
+from lightning_dropout import log_keys
+from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_state
+from lightning_dropout.callbacks.ood_scores import has_ood_scores
 from lightning_dropout.callbacks.sampled_rates import check_final_rates, check_rates
-from lightning_dropout.callbacks.sampled_stage import SampledStage, Stage
+from lightning_dropout.callbacks.sampled_stage import SampledStage, Stage, sampled_modules, uncompiled
+from lightning_dropout.callbacks.validation_temperature import ValidationTemperature, has_temperature
 from lightning_dropout.randomness import derive_seed
 from lightning_dropout.sampling.folding import check_chunk_size
 from lightning_dropout.sampling.masks import Masks, check_masks
-from lightning_dropout.sampling.prediction import Task, check_task
+from lightning_dropout.sampling.prediction import MCPrediction, Task, check_task
 from lightning_dropout.sampling.sample import DEFAULT_KINDS, check_num_samples
 from lightning_dropout.sites import Kind, find_sites
 
 __all__ = ["MCDropout"]
+
+Observer = Callable[[int, Any, Mapping[str, MCPrediction], Tensor | None], None]
+
+_TEMPERATURES = "lightning_dropout_temperatures"  # in a checkpoint: by the logits that they are of
 
 
 class MCDropout(AnyCallback):
@@ -45,7 +54,9 @@ class MCDropout(AnyCallback):
         rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint, unless these are all 0;
             ``"base"``: those that the
             model was built with; a number: one probability for every site.
-        compare: Whether to run each batch once without dropout, for ``det/*``.
+        compare: Whether to run each batch once without dropout, for ``det/*``; and, where the outputs are logits of
+            classes, to divide them by the temperature that made the last validation most likely, for ``temperature/*``:
+            what a single number, fitted in each validation of a fit and kept in the checkpoint, would do for them.
         masks: ``"independent"``: a mask for each sample and pass. ``"shared"``: one thinned network for each pass, the
             same for the whole data set.
         chunk_size: How many passes run at a time, folded into the batch, at least 1. On a CPU more than 1 is slower, on
@@ -58,6 +69,10 @@ class MCDropout(AnyCallback):
         exclude: Patterns of sites, or of modules unknown to the package, to leave alone.
         kinds: Kinds of sites to sample; ``"drop_path"`` and ``"layer_drop"`` join if named.
         class_dim: The dimension of the classes.
+        ood: Names of the test loaders after the first, if they are out-of-distribution: how well the passes, and with
+            ``compare`` the plain forward, tell each from the first is then logged as ``test/ood/auroc/*`` and
+            ``test/ood/fpr95/*``, by the highest probability, the entropy and the mutual information. Labels of these
+            loaders are not looked at. ``"auto"``: the ``ood_names`` of the data module, if it has some; empty: none is.
         seed: What the masks follow from; see below.
         return_uncertainty: Whether ``predict_step`` returns a dictionary of its own result (``prediction``) and
             ``mean``, ``std``, ``entropy`` and ``mutual_information`` where the task defines them.
@@ -69,9 +84,9 @@ class MCDropout(AnyCallback):
 
     Raises:
         ValueError: At construction for impossible arguments; at the start of a fit or stage if no site matches or
-            sampling would find only rates of 0; in the first step if no call, or two different ones, could be sampled,
-            or if the outputs do not fit ``task`` or cannot be averaged; where a label at a place that you
-            named is no class.
+            sampling would find only rates of 0; at the start of a test if ``ood`` does not name each further loader;
+            in the first step if no call, or two different ones, could be sampled, or if the outputs do not fit ``task``
+            or cannot be averaged; where a label at a place that you named is no class.
         RuntimeError: In the first step of a loader if passes change a buffer or the input, do not differ, or do not
             give the same again from the same seed.
 
@@ -100,6 +115,7 @@ class MCDropout(AnyCallback):
         exclude: Union[str, Sequence[str]] = (),  # noqa: UP007
         kinds: Sequence[Kind] = DEFAULT_KINDS,
         class_dim: int = 1,
+        ood: Union[Literal["auto"], Sequence[str]] = "auto",  # noqa: UP007
         seed: int = 0,
         return_uncertainty: bool = False,
     ) -> None:
@@ -119,6 +135,12 @@ class MCDropout(AnyCallback):
                 f"Expected `output` to be a dotted path into the model's output, but got {output!r}; e.g. "
                 '`output="logits"`, or None if the output is what is averaged.'
             )
+        names: Literal["auto"] | tuple[str, ...] = "auto" if ood == "auto" else log_keys.check_ood_names(ood)
+        if names and names != "auto" and not has_ood_scores(task):
+            raise ValueError(
+                f'Expected `ood` to be empty or "auto" for task="{task}", whose outputs have no entropy to tell data '
+                f"sets apart by, but got {list(names)}; leave it out."
+            )
         self.num_samples = num_samples
         self.task = task
         self.stages = tuple(stages)
@@ -133,9 +155,29 @@ class MCDropout(AnyCallback):
         self.exclude = exclude
         self.kinds = cast(tuple[Kind, ...], (kinds,) if isinstance(kinds, str) else tuple(kinds))
         self.class_dim = class_dim
+        self.ood = names
         self.seed = seed
         self.return_uncertainty = return_uncertainty
+        self.observers: list[Observer] = []
+        """Called with each sampled call of a step: number of the loader, batch, predictions by side, labels or None."""
         self._running: SampledStage | None = None  # None outside a sampled stage
+        self._watching: ValidationTemperature | None = None  # None outside a validation that fits the temperature
+        self._temperature: float | None = None  # of the last validation; NaN if it had none
+
+    # Not as the state of a callback, whose keys must differ: there may be one for each stage, and at a test another
+    # than in the training.
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self._temperature is not None:
+            checkpoint.setdefault(_TEMPERATURES, {})[self._logits] = self._temperature
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._temperature = checkpoint.get(_TEMPERATURES, {}).get(self._logits)
+
+    @property
+    def _logits(self) -> str:
+        """Which of a module's logits it is about."""
+        return f"{self.module}:{self.output or ''}"
 
     # --- where a stage begins and ends ------------------------------------------------------------------------------
 
@@ -149,8 +191,14 @@ class MCDropout(AnyCallback):
         self._begin(trainer, pl_module, "predict")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.state.fn == "validate":
+        if trainer.state.fn == "validate" and "validate" in self.stages:
             self._begin(trainer, pl_module, "validate")
+        elif (
+            self.compare
+            and has_temperature(self.task)
+            and not (trainer.sanity_checking or uncompiled(pl_module, "validate"))
+        ):
+            self._watch(trainer, pl_module)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         self._end()
@@ -175,13 +223,20 @@ class MCDropout(AnyCallback):
                     f'Expected one MCDropout for the stage "{stage}", but got two, of which one would sample the means '
                     "of the other; give them different `stages`, or leave one out."
                 )
-            self._running = SampledStage(self, trainer, pl_module, stage)
+            load_missed_state(self, trainer)
+            self._running = SampledStage(self, trainer, pl_module, stage, self._temperature)
             self._running.begin()
 
+    def _watch(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+        sites = find_sites(pl_module, self.sites, self.exclude, self.kinds)
+        self._watching = ValidationTemperature(self, trainer, sampled_modules(pl_module, sites, self.module))
+
     def _end(self) -> None:
-        if self._running is not None:
-            self._running.end()
-            self._running = None
+        for borrowing in (self._running, self._watching):
+            if borrowing is not None:
+                borrowing.end()
+        self._running = self._watching = None
 
     # --- inside a step ----------------------------------------------------------------------------------------------
 
@@ -199,6 +254,8 @@ class MCDropout(AnyCallback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._enter_step(trainer, batch_idx, dataloader_idx)
+        if self._watching is not None:
+            self._watching.enter_step()
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -214,6 +271,8 @@ class MCDropout(AnyCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._leave_step(batch)
+        if self._watching is not None and dataloader_idx == 0:
+            self._watching.leave_step(batch)
 
     def _enter_step(self, trainer: Any, batch_idx: int, dataloader_idx: int) -> None:
         if self._running is not None:
@@ -233,6 +292,8 @@ class MCDropout(AnyCallback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._conclude()
+        if self._watching is not None:
+            self._temperature = self._watching.temperature()
 
     def _conclude(self) -> None:
         if self._running is not None:

@@ -5,6 +5,7 @@ that the ranks must share follow from sums over all of them, made at the end of 
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,25 +18,59 @@ from torchmetrics import Metric
 from lightning_dropout import log_keys
 from lightning_dropout.callbacks.any_callback import release_of
 from lightning_dropout.callbacks.comparison import Comparison
+from lightning_dropout.callbacks.ood_scores import OODScores, has_ood_scores, ood_names
+from lightning_dropout.callbacks.pass_progress import PassProgress
 from lightning_dropout.callbacks.pass_report import PassReport
 from lightning_dropout.callbacks.patched_forward import PatchedForwards
 from lightning_dropout.callbacks.sampled_rates import base_rates
+from lightning_dropout.callbacks.validation_temperature import at_temperature
 from lightning_dropout.sampling.activation import resting
 from lightning_dropout.sampling.inputs import copied
 from lightning_dropout.sampling.outputs import select
-from lightning_dropout.sampling.prediction import MCPrediction, Statistics
+from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics
 from lightning_dropout.sampling.sample import Sampler
 from lightning_dropout.sites import Site, find_sites
 
 if TYPE_CHECKING:
     from lightning_dropout.callbacks.mc_dropout import MCDropout
 
-__all__ = ["SampledStage", "Stage"]
+__all__ = ["SampledStage", "Stage", "sampled_modules", "uncompiled"]
 
 Stage = Literal["test", "predict", "validate"]
 _STEPS: dict[Stage, str] = {"test": "test_step", "predict": "predict_step", "validate": "validation_step"}
+_BATCHES: dict[Stage, str] = {
+    "test": "num_test_batches",
+    "predict": "num_predict_batches",
+    "validate": "num_val_batches",
+}
 _DEV_RUN_RATE = 0.1
 _FIRST_TO_LOG_KEYS_OF_LOADERS = (2, 5, 3)  # before, `log` refused a key that names its loader; what it calls did not
+
+
+def sampled_modules(pl_module: Any, sites: Sequence[Site], module: str) -> list[nn.Module]:
+    """Return those of which the outermost call of a step is sampled.
+
+    Raises:
+        ValueError: If ``module`` names none that drops.
+    """
+    places = {id(user.module) for site in sites for user in site.users}
+    dropping = {
+        name: part for name, part in pl_module.named_modules() if any(id(inner) in places for inner in part.modules())
+    }
+    children = {name: child for name, child in pl_module.named_children() if name in dropping}
+    if module == "auto":
+        return [pl_module, *children.values()]
+    if module not in dropping:
+        raise ValueError(
+            f"Expected `module` to name a part of {type(pl_module).__name__} that drops, but got {module!r}; "
+            f'those that do are: {", ".join(children)} ("" is the module itself).'
+        )
+    return [dropping[module]]
+
+
+def uncompiled(pl_module: Any, stage: Stage) -> Any:
+    """Return the step of a stage that ``torch.compile`` has taken whole, as it was before; None if it has not."""
+    return getattr(vars(pl_module).get(_STEPS[stage]), "_torchdynamo_orig_callable", None)
 
 
 class SampledStage:
@@ -46,17 +81,26 @@ class SampledStage:
         trainer: Runs the stage.
         pl_module: The user's module.
         stage: Which one.
+        temperature: What the logits of the plain forward are divided by, in a third column. None: no such column; NaN:
+            neither, since the validation gave none.
 
     Raises:
-        ValueError: If no site matches.
+        ValueError: If no site matches, or ``ood`` does not fit the loaders.
     """
 
-    def __init__(self, settings: "MCDropout", trainer: Any, pl_module: Any, stage: Stage) -> None:
+    def __init__(
+        self, settings: "MCDropout", trainer: Any, pl_module: Any, stage: Stage, temperature: float | None = None
+    ) -> None:
         self.settings, self.trainer, self.pl_module, self.stage = settings, trainer, pl_module, stage
+        self._undetermined = temperature is not None and math.isnan(temperature)
+        self.temperature = None if self._undetermined else temperature
         self.sites = find_sites(pl_module, settings.sites, settings.exclude, settings.kinds)
         self.samplers: list[Sampler] = []  # one for each module whose call may be sampled
         self.comparison = self._comparison()
+        self.ood = ood_names(trainer, settings.ood) if stage == "test" else ()  # of the loaders after the first
+        self.ood_scores = self._ood_scores()
         self.report = PassReport()
+        self._progress = PassProgress(trainer.progress_bar_callback, settings.num_samples * sum(self._batches))
         self._forwards = PatchedForwards()
         self._step: tuple[int, int, int] | None = None  # rank, dataloader, batch; None outside a step
         self._outermost: nn.Module | None = None  # what the step has called
@@ -71,11 +115,11 @@ class SampledStage:
             ValueError: If ``settings.module`` names nothing that drops, or passes of it cannot be folded.
         """
         self._uncompile_step()
-        self.samplers = [self._sampler(target) for target in self._targets()]
+        targets = sampled_modules(self.pl_module, self.sites, self.settings.module)
+        self.samplers = [self._sampler(target) for target in targets]
         for sampler in self.samplers:
             self._forwards.patch(sampler.model, functools.partial(self._sample, sampler))
         if self.settings.module == "auto":
-            targets = [sampler.model for sampler in self.samplers]
             for child in self.pl_module.children():
                 if child not in targets and not isinstance(child, Metric) and any(True for _ in child.parameters()):
                     self._forwards.patch(child, functools.partial(self._pass_by, child))
@@ -86,30 +130,18 @@ class SampledStage:
                 f"the {self.stage} metrics of {type(self.pl_module).__name__} describe the mean of "
                 f"{self.settings.num_samples} stochastic passes over {len(self.sites)} sites."
             )
+            if self._undetermined:
+                self._say(
+                    f"no {self.stage}/temperature/*: the validation samples determine no temperature (none of them, or "
+                    "all, are right; or they have no labels)."
+                )
 
     def end(self) -> None:
         """Give everything back."""
         self._forwards.give_back()
+        self._progress.end()
 
     # --- what is sampled --------------------------------------------------------------------------------------------
-
-    def _targets(self) -> list[nn.Module]:
-        places = {id(user.module) for site in self.sites for user in site.users}
-        dropping = {
-            name: part
-            for name, part in self.pl_module.named_modules()
-            if any(id(inner) in places for inner in part.modules())
-        }
-        children = {name: child for name, child in self.pl_module.named_children() if name in dropping}
-        module = self.settings.module
-        if module == "auto":
-            return [self.pl_module, *children.values()]
-        if module not in dropping:
-            raise ValueError(
-                f"Expected `module` to name a part of {type(self.pl_module).__name__} that drops, but got {module!r}; "
-                f'those that do are: {", ".join(children)} ("" is the module itself).'
-            )
-        return [dropping[module]]
 
     def _sampler(self, target: nn.Module) -> Sampler:
         parts = {id(part) for part in target.modules()}
@@ -132,10 +164,9 @@ class SampledStage:
 
     def _uncompile_step(self) -> None:
         """Take compiled code from around the sampled calls, where it would break at each."""
-        name = _STEPS[self.stage]
-        original = getattr(vars(self.pl_module).get(name), "_torchdynamo_orig_callable", None)
+        original = uncompiled(self.pl_module, self.stage)
         if original is not None:
-            self._forwards.lend(self.pl_module, name, original)
+            self._forwards.lend(self.pl_module, _STEPS[self.stage], original)
 
     # --- inside a step ----------------------------------------------------------------------------------------------
 
@@ -159,9 +190,10 @@ class SampledStage:
                 own_args, own_kwargs = copied((args, kwargs))
                 plain = original(*own_args, **own_kwargs)
             outputs = select(plain, settings.output, settings.task, settings.class_dim)
-            statistics = Statistics(settings.task, settings.class_dim)
-            statistics.update(outputs)
-            sides["det"] = statistics.result(outputs)
+            sides["det"] = self._prediction(outputs)
+            if self.temperature is not None and isinstance(outputs, Tensor):
+                scaled = at_temperature(outputs, self.temperature, settings.task, settings.class_dim)
+                sides["temperature"] = self._prediction(scaled)
         sides["mc"] = prediction = sampler.sample(
             original,
             args,
@@ -169,11 +201,17 @@ class SampledStage:
             seed=(settings.seed, *self._step, len(self._calls)),
             rates=self._rates(sampler.sites),
             guarded=dataloader_idx not in self._guarded,
+            on_pass=self._progress.advance,
         )
         self._guarded.add(dataloader_idx)
         self._calls.append(sides)
         self.report.add(dataloader_idx, prediction)
         return prediction.predictive
+
+    def _prediction(self, outputs: Outputs) -> MCPrediction:
+        statistics = Statistics(self.settings.task, self.settings.class_dim)
+        statistics.update(outputs)
+        return statistics.result(outputs)
 
     def _pass_by(
         self, child: nn.Module, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -232,9 +270,14 @@ class SampledStage:
                 f"`module=` in MCDropout (what drops: {sites})."
             )
         if self.comparison is not None:
-            labels = self._labels(self.comparison, batch)
+            foreign = dataloader_idx > 0 and bool(self.ood)  # whose labels, if any, are of other classes
+            labels = None if foreign else self._labels(self.comparison, batch)
             for sides in self._calls:
                 self.comparison.update(dataloader_idx, sides, labels)
+                if self.ood_scores is not None:
+                    self.ood_scores.update(dataloader_idx, sides)
+                for observe in self.settings.observers:
+                    observe(dataloader_idx, batch, sides, labels)
 
     def _labels(self, comparison: Comparison, batch: Any) -> Tensor | None:
         if len(self._calls) > 1:
@@ -255,21 +298,40 @@ class SampledStage:
 
     # --- what comes out ---------------------------------------------------------------------------------------------
 
+    @property
+    def _batches(self) -> list[float]:
+        """How many batches each loader has; infinity where nobody knows."""
+        batches: list[float] = getattr(self.trainer, _BATCHES[self.stage])
+        return batches
+
     def _comparison(self) -> Comparison | None:
         if self.stage == "predict":
             return None
-        batches = self.trainer.num_test_batches if self.stage == "test" else self.trainer.num_val_batches
         return Comparison(
             self.settings.task,
             self.settings.class_dim,
-            passes={"mc": self.settings.num_samples} | ({"det": 1} if self.settings.compare else {}),
+            passes=self._passes,
             labels=self.settings.labels,
-            num_loaders=len(batches),
+            num_loaders=len(self._batches),
             device=self.pl_module.device,
         )
 
+    def _ood_scores(self) -> OODScores | None:
+        if not self.ood or not has_ood_scores(self.settings.task):
+            return None
+        return OODScores(self.ood, self.settings.class_dim, passes=self._passes, device=self.pl_module.device)
+
+    @property
+    def _passes(self) -> dict[str, int]:
+        """Number of passes by side."""
+        passes = {"mc": self.settings.num_samples}
+        if self.settings.compare:
+            passes |= {"det": 1} if self.temperature is None else {"det": 1, "temperature": 1}
+        return passes
+
     def conclude(self) -> None:
         """Log the metrics and say what the passes were like; every rank calls it."""
+        self._progress.end()
         report = self.report
         if self.comparison is not None:  # nothing else makes the ranks of a prediction wait for each other
             values = list(self.comparison.compute())
@@ -278,6 +340,10 @@ class SampledStage:
                 values += [(dataloader_idx, "mc", "num_invalid", torch.tensor(float(count)))] * (count > 0)
             for value in values:
                 self._log(*value)
+        for key, number, problem in self.ood_scores.compute() if self.ood_scores is not None else ():
+            self._log_key(key, number)
+            if problem is not None:
+                self._say(problem)
         for line in report.lines():
             self._say(line)
         if any(report.invalid.values()):
@@ -290,7 +356,9 @@ class SampledStage:
 
     def _log(self, dataloader_idx: int, side: str, name: str, value: Tensor) -> None:
         stage = "val" if self.stage == "validate" else self.stage
-        key = log_keys.comparison_key(stage, side, name, dataloader_idx)
+        self._log_key(log_keys.comparison_key(stage, side, name, dataloader_idx), value, dataloader_idx)
+
+    def _log_key(self, key: str, value: Tensor, dataloader_idx: int = 0) -> None:
         log = self.pl_module.log
         if dataloader_idx and release_of(self.trainer) < _FIRST_TO_LOG_KEYS_OF_LOADERS:
             log = functools.partial(self.trainer._results.log, self.pl_module._current_fx_name)
@@ -317,4 +385,5 @@ class SampledStage:
         """Say a line once per stage, on one rank."""
         if line not in self.report.said:
             self.report.said.add(line)
+            self._progress.hide()
             rank_zero_info(f"MCDropout: {line}")

@@ -3,7 +3,7 @@
 Nothing is downloaded unless ``download=True``, and nothing of torchvision is imported before a module is constructed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,12 +44,14 @@ class CIFAR10DataModule(ImageDataModule):
         pin_memory: Whether batches are put into page-locked memory.
         seed: Seed of the split, at least 0; independent of the seed of the training.
         gap_loader: Whether ``val_dataloader`` yields a second loader over training rows, for ``val/gap``.
+        ood: Folders of image files at any depth, by the names of out-of-distribution sets: ``{"svhn": "/data/svhn"}``.
+            ``test_dataloader`` yields them after the test rows, resized and normalised like these; labels are -100.
 
     Shape:
         ``x``: ``(batch, 3, image_size, image_size)`` float32; ``y``: ``(batch,)`` int64.
 
     Raises:
-        FileNotFoundError: If neither form is there and ``download`` is False.
+        FileNotFoundError: If neither form is there and ``download`` is False, or a folder of ``ood`` has no images.
         ValueError: If an argument is out of range, or the files are damaged or not CIFAR-10.
         ConnectionError: In ``prepare_data``, if the download fails.
         ImportError: If torchvision cannot be imported.
@@ -80,6 +82,7 @@ class CIFAR10DataModule(ImageDataModule):
         pin_memory: bool = False,
         seed: int = 0,
         gap_loader: bool = True,
+        ood: Mapping[str, str | Path] = {},
     ) -> None:
         side = check_count(image_size, "image_size", minimum=1)
         super().__init__(
@@ -97,6 +100,7 @@ class CIFAR10DataModule(ImageDataModule):
             pin_memory=pin_memory,
             seed=seed,
             gap_loader=gap_loader,
+            ood=ood,
         )
         folder = Path(root).expanduser().absolute()
         self.root = folder.parent if folder.name == BATCHES else folder

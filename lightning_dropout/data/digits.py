@@ -5,7 +5,7 @@ UCI Machine Learning Repository, doi:10.24432/C50P49, licence CC BY 4.0; unchang
 """
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -17,7 +17,10 @@ from torch import Tensor
 from lightning_dropout.data.arguments import check_count, check_fraction, check_held_out
 from lightning_dropout.data.augmentation import random_shift
 from lightning_dropout.data.loaders import Rows, RowsDataModule
+from lightning_dropout.data.ood_digits import OOD_DIGITS
 from lightning_dropout.data.splits import stratified_split, stratified_subset
+from lightning_dropout.log_keys import check_ood_names
+from lightning_dropout.sampling.losses import IGNORED
 
 __all__ = ["DigitsDataModule", "load_digits"]
 
@@ -82,12 +85,17 @@ class DigitsDataModule(RowsDataModule):
         pin_memory: Whether batches are put into page-locked memory.
         seed: Seed of the split, at least 0; independent of the seed of the training.
         gap_loader: Whether ``val_dataloader`` yields a second loader over training rows, for ``val/gap``.
+        ood: Out-of-distribution sets that ``test_dataloader`` yields after the test rows, each of as many images:
+            ``"shuffled"`` (the pixels of each test image in an order of its own), ``"inverted"`` (ink and paper
+            swapped), ``"photo"`` (patches of a photograph). Which order and which patches follows from ``seed``; labels
+            are -100.
 
     Shape:
         ``x``: ``(batch, channels, image_size, image_size)`` float32; ``y``: ``(batch,)`` int64.
 
     Raises:
         ValueError: If an argument is out of range; in ``setup``, if a set is empty.
+        FileNotFoundError: In ``setup``, if matplotlib, which ships the photograph, came without it.
 
     Source:
         E. Alpaydin and C. Kaynak (1998), "Optical Recognition of Handwritten Digits", doi:10.24432/C50P49, CC BY 4.0.
@@ -114,6 +122,7 @@ class DigitsDataModule(RowsDataModule):
         pin_memory: bool = False,
         seed: int = 0,
         gap_loader: bool = True,
+        ood: Sequence[str] = (),
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed, gap_loader)
         self.image_size = check_count(image_size, "image_size", minimum=1)
@@ -125,6 +134,10 @@ class DigitsDataModule(RowsDataModule):
         self.augment = augment
         self.input_shape = (channels, self.image_size, self.image_size)
         self.num_classes = 10
+        self.ood_names = check_ood_names(ood)
+        unknown = [name for name in self.ood_names if name not in OOD_DIGITS]
+        if unknown:
+            raise ValueError(f"Expected `ood` to list some of {', '.join(OOD_DIGITS)}, but got {unknown}.")
 
     def plain_transform(self) -> Callable[[Tensor], Tensor]:
         """Return the transform without shifts."""
@@ -138,6 +151,11 @@ class DigitsDataModule(RowsDataModule):
         plain = self.plain_transform()
         shifted = DigitBatch(self.image_size, self.channels, max_shift=int(self.augment))
         return Rows(ink, labels, train, shifted), Rows(ink, labels, val, plain), Rows(ink, labels, test, plain)
+
+    def make_ood_sets(self, test: Rows) -> Mapping[str, Rows]:
+        """Make each set of the test images, or as many as there are."""
+        ink, labels, rows = test.inputs[test.rows], torch.full_like(test.rows, IGNORED), torch.arange(len(test))
+        return {name: Rows(OOD_DIGITS[name](ink, self.seed), labels, rows, test.transform) for name in self.ood_names}
 
     def cure_of_empty(self, name: str) -> str:
         """Name the argument that gives the set more rows."""

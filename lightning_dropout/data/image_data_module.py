@@ -7,15 +7,16 @@ of CIFAR-10, where decoding them takes about 5 s and crops and flips by torchvis
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_dropout.data.arguments import check_fraction, check_held_out
 from lightning_dropout.data.augmentation import random_flip, random_shift
-from lightning_dropout.data.image_files import Images, fit_to_size
+from lightning_dropout.data.image_files import Images, fit_to_size, list_image_folders, open_image_sets
 from lightning_dropout.data.loaders import Rows, RowsDataModule
 from lightning_dropout.data.splits import stratified_split, stratified_subset
 
@@ -72,7 +73,10 @@ class ImageDataModule(RowsDataModule):
         pin_memory: Whether batches are put into page-locked memory.
         seed: Seed of the split, at least 0.
         gap_loader: Whether ``val_dataloader`` yields a second loader over training rows.
+        ood: Folders of image files, by the names of the out-of-distribution sets that follow the test rows.
     """
+
+    cache: bool | None = True  # whether images of folders are decoded once, as in ``open_image_sets``
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class ImageDataModule(RowsDataModule):
         pin_memory: bool,
         seed: int,
         gap_loader: bool,
+        ood: Mapping[str, str | Path],
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed, gap_loader)
         self.size = size
@@ -99,6 +104,8 @@ class ImageDataModule(RowsDataModule):
         self.train_fraction = check_fraction(train_fraction, "train_fraction", allow_one=True)
         self._plain = ImageBatch(size, _three_numbers(mean, "mean"), _three_numbers(std, "std", positive=True))
         self._augmented = replace(self._plain, augment=augment, train_transform=train_transform)
+        self._ood_files = list_image_folders(ood)
+        self.ood_names = tuple(self._ood_files)
 
     @abstractmethod
     def read_images(self) -> dict[str, Images]:
@@ -123,6 +130,15 @@ class ImageDataModule(RowsDataModule):
             return Rows(images, classes, torch.arange(len(classes)), self._plain)
 
         return Rows(store, labels, rows, self._augmented), held_out("val", val_rows), held_out("test", test_rows)
+
+    def make_ood_sets(self, test: Rows) -> Mapping[str, Rows]:
+        """Open the folders; their images are made as large as the test images are before the transform."""
+        height, width = test.inputs[test.rows[:1]].shape[-2:]
+        sets = open_image_sets(self._ood_files, (height, width), resize=True, cache=self.cache)
+        return {
+            name: Rows(images, labels, torch.arange(len(labels)), test.transform)
+            for name, (images, labels) in sets.items()
+        }
 
     def cure_of_empty(self, name: str) -> str:
         """Name the argument that gives the set more rows."""

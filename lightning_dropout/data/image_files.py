@@ -3,7 +3,7 @@
 Needs the extra ``vision``; torchvision is imported on use, never when this module is. No random number is drawn here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dropout.data.loaders import Store
+from lightning_dropout.log_keys import check_ood_names
+from lightning_dropout.sampling.losses import IGNORED
 
 __all__ = [
     "Files",
@@ -22,11 +24,12 @@ __all__ = [
     "decode",
     "fit_to_size",
     "import_torchvision",
+    "list_image_folders",
     "list_image_sets",
     "open_image_sets",
 ]
 
-CACHE_LIMIT = 2**30  # bytes that all images of a data module may take in memory, unless it is told otherwise
+CACHE_LIMIT = 2**30  # bytes that images which are opened together may take in memory, unless it is told otherwise
 
 Images = tuple[Store, Tensor]  # images of one set, and the class of each
 Files = tuple[list[str], Tensor]  # paths of one set, and the class of each
@@ -85,6 +88,37 @@ def list_image_sets(root: Path) -> tuple[list[str], dict[str, Files]]:
     return classes, sets
 
 
+def list_image_folders(folders: Mapping[str, str | Path]) -> dict[str, Files]:
+    """List the images in each folder, at any depth, in alphabetical order: out-of-distribution sets, without classes.
+
+    Args:
+        folders: By name of the set.
+
+    Returns:
+        Paths and labels by name of the set; every label is -100.
+
+    Raises:
+        ValueError: If ``folders`` is no mapping, or a name is none that a logging key can hold.
+        FileNotFoundError: If a folder is missing or has no image in it.
+    """
+    if not isinstance(folders, Mapping):
+        raise ValueError(
+            f'Expected `ood` to give a folder for each name, but got {folders!r}; e.g. {{"svhn": "/data"}}.'
+        )
+    listed = {}
+    for name in check_ood_names(folders):
+        folder = Path(folders[name]).expanduser().absolute()
+        paths = _find_images(folder.parent, {folder.name: 0})[0] if folder.is_dir() else []
+        if not paths:
+            found = "there is none in it" if folder.is_dir() else "there is no such folder"
+            raise FileNotFoundError(
+                f"Expected image files in {folder}, `ood` of {name!r}, but {found}; correct the folder, or leave "
+                f"{name!r} out."
+            )
+        listed[name] = paths, torch.full((len(paths),), IGNORED)
+    return listed
+
+
 def open_image_sets(
     sets: dict[str, Files], size: tuple[int, int], *, resize: bool, cache: bool | None
 ) -> dict[str, Images]:
@@ -113,13 +147,12 @@ def _list_images(folder: Path, classes: list[str]) -> Files:
             f"Expected {folder} to hold folders of the {len(classes)} training classes only, but got {unknown[:5]}; "
             "rename or remove them."
         )
+    return _find_images(folder, {name: number for number, name in enumerate(classes)})
+
+
+def _find_images(folder: Path, classes: dict[str, int]) -> Files:
     torchvision_folder = import_torchvision("torchvision.datasets.folder")
-    found = torchvision_folder.make_dataset(
-        str(folder),
-        {name: number for number, name in enumerate(classes)},
-        torchvision_folder.IMG_EXTENSIONS,
-        allow_empty=True,
-    )
+    found = torchvision_folder.make_dataset(str(folder), classes, torchvision_folder.IMG_EXTENSIONS, allow_empty=True)
     return [path for path, _ in found], torch.tensor([label for _, label in found], dtype=torch.long)
 
 

@@ -3,7 +3,7 @@
 Nothing is downloaded here, and nothing of torchvision is imported before a module is constructed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_dropout.data.arguments import check_count
@@ -44,6 +44,8 @@ class ImageFolderDataModule(ImageDataModule):
         pin_memory: Whether batches are put into page-locked memory.
         seed: Seed of the split, at least 0; independent of the seed of the training.
         gap_loader: Whether ``val_dataloader`` yields a second loader over training rows, for ``val/gap``.
+        ood: Folders of image files at any depth, by the names of out-of-distribution sets: ``{"svhn": "/data/svhn"}``.
+            ``test_dataloader`` yields them after the test rows, resized and normalised like these; labels are -100.
 
     Shape:
         ``x``: ``(batch, 3, height, width)`` float32; ``y``: ``(batch,)`` int64.
@@ -78,6 +80,7 @@ class ImageFolderDataModule(ImageDataModule):
         pin_memory: bool = False,
         seed: int = 0,
         gap_loader: bool = True,
+        ood: Mapping[str, str | Path] = {},
     ) -> None:
         folder = Path(root).expanduser().absolute()
         classes, files = list_image_sets(folder)
@@ -106,6 +109,7 @@ class ImageFolderDataModule(ImageDataModule):
             pin_memory=pin_memory,
             seed=seed,
             gap_loader=gap_loader,
+            ood=ood,
         )
         self.root = folder
         self.classes = classes

@@ -4,7 +4,7 @@ How rows are read and split belongs to the subclasses; nothing is read from disk
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -95,7 +95,9 @@ class RowsDataModule(LightningDataModule):
     In training ``train_dataloader`` yields shuffled (and, if asked for, augmented) rows. ``val_dataloader`` returns a
     list: the validation rows, then the *gap rows*, a fixed subset of the training rows without augmentation, as many
     as there are validation rows (or all, if there are fewer). The difference of the two losses, both in evaluation
-    mode, is the generalisation gap ``val/gap``. Testing and prediction read the test rows.
+    mode, is the generalisation gap ``val/gap``. Testing and prediction read the test rows; where a subclass has
+    out-of-distribution sets, ``test_dataloader`` returns a list: the test rows, then those of each name in
+    ``ood_names``, whose labels are -100, which torch's losses leave out.
 
     Batches are pairs ``(x, y)``. Splits depend on ``seed`` alone, so all processes of a distributed run agree on them;
     ``setup`` may be called any number of times. Nothing goes into ``hparams``.
@@ -115,6 +117,9 @@ class RowsDataModule(LightningDataModule):
     val_set: Rows | None  # None: the subclass was told to keep no validation rows
     test_set: Rows
     gap_set: Rows | None
+    ood_sets: Mapping[str, Rows]
+    ood_names: tuple[str, ...] = ()
+    """Of the test loaders after the first: data sets that the model is not trained for."""
 
     def __init__(
         self,
@@ -140,6 +145,10 @@ class RowsDataModule(LightningDataModule):
     def cure_of_empty(self, name: str) -> str:
         """Say what the user can do when the set ``"training"``, ``"validation"`` or ``"test"`` has no rows."""
 
+    def make_ood_sets(self, test: Rows) -> Mapping[str, Rows]:
+        """Return the rows of each of ``ood_names``, which may be made of the test rows; called once per process."""
+        return {}
+
     def plain_transform(self) -> Callable[[Tensor], Tensor] | None:
         """Return the transform without augmentation: what validation, test and gap rows go through."""
         return None
@@ -154,6 +163,7 @@ class RowsDataModule(LightningDataModule):
                 raise ValueError(
                     f"Expected the {name} set to have at least one row, but got none; {self.cure_of_empty(name)}."
                 )
+        self.ood_sets = self.make_ood_sets(test)
         self.train_set, self.val_set, self.test_set = train, val, test
         self.gap_set = None
         if val is not None and self.gap_loader:
@@ -175,14 +185,16 @@ class RowsDataModule(LightningDataModule):
         self._expect_setup()
         return [self._loader(rows) for rows in (self.val_set, self.gap_set) if rows is not None]
 
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the test rows in order."""
-        self._expect_setup()
-        return self._loader(self.test_set)
+    def test_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Return the test rows in order; with ``ood_names`` a list, in which their loaders follow."""
+        test = self.predict_dataloader()
+        others = [self._loader(self.ood_sets[name]) for name in self.ood_names]
+        return [test, *others] if others else test
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the test rows in order."""
-        return self.test_dataloader()
+        self._expect_setup()
+        return self._loader(self.test_set)
 
     def _expect_setup(self) -> None:
         if not self._is_set_up:

@@ -3,5 +3,6 @@
 from lightning_dropout.loggers.fail_safe import FailSafeWandbLogger
 from lightning_dropout.loggers.wandb import wandb_logger
 from lightning_dropout.loggers.wandb_process import finish_wandb
+from lightning_dropout.loggers.workspace import save_workspace
 
-__all__ = ["FailSafeWandbLogger", "finish_wandb", "wandb_logger"]
+__all__ = ["FailSafeWandbLogger", "finish_wandb", "save_workspace", "wandb_logger"]

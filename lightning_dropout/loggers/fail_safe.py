@@ -7,6 +7,7 @@ May not check what users wrote (the factory does), nor call ``run.log(step=...)`
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lightning_dropout.log_keys import VAL_ACCURACY, VAL_LOSS
+from lightning_dropout.log_keys import GLOBAL_STEP, VAL_ACCURACY, VAL_LOSS, VAL_RMSE
 from lightning_dropout.loggers.wandb_process import (
     finish_wandb,
     hushed,
@@ -26,6 +27,7 @@ from lightning_dropout.loggers.wandb_process import (
     mode_of_environment,
     run_folder,
     say,
+    within,
 )
 
 __all__ = ["FailSafeWandbLogger"]
@@ -33,8 +35,11 @@ __all__ = ["FailSafeWandbLogger"]
 Mode = Literal["auto", "online", "offline", "disabled"]
 RunMode = Literal["online", "shared", "offline", "disabled"]
 
-# What the table of runs shows of a metric; of all others the last value.
-SUMMARIES = {VAL_LOSS: "min", VAL_ACCURACY: "max"}
+# What the table of runs shows, and is sorted by, of a metric: its best value. Of all others, such as the gap and what a
+# test logs, it is the last one.
+SUMMARIES = {VAL_LOSS: "min", VAL_ACCURACY: "max", VAL_RMSE: "min"}
+
+_TABLE_TIMEOUT = 5.0  # seconds; a server that is there answers in one
 
 # What is tried next when a run of that mode cannot be started.
 FALLBACKS: Mapping[RunMode, Sequence[RunMode]] = {
@@ -98,7 +103,12 @@ class FailSafeWandbLogger(WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send the metrics, at Lightning's global step."""
-        self._or_say("metrics", lambda: super(FailSafeWandbLogger, self).log_metrics(metrics, step))
+        send = functools.partial(super().log_metrics, metrics, step)
+        if any(type(value).__name__ == "Table" for value in metrics.values()):
+            # Of tables alone W&B asks the server first, and would wait 20 s for one that is gone.
+            self._or_say("a table", lambda: within(_TABLE_TIMEOUT, send))
+        else:
+            self._or_say("metrics", send)
 
     def log_hyperparams(self, params: Any) -> None:
         """Send hyper-parameters into the run's config."""
@@ -182,8 +192,8 @@ class FailSafeWandbLogger(WandbLogger):
         for warning in warnings:
             say(in_one_line(warning))
         # As Lightning's own logger does; a metric with a summary needs its axis once more.
-        axis: dict[str, Any] = {"step_metric": "trainer/global_step", "step_sync": True}
-        run.define_metric("trainer/global_step")
+        axis: dict[str, Any] = {"step_metric": GLOBAL_STEP, "step_sync": True}
+        run.define_metric(GLOBAL_STEP)
         run.define_metric("*", **axis)
         for metric, summary in SUMMARIES.items():
             run.define_metric(metric, summary=summary, **axis)

@@ -42,7 +42,7 @@ def wandb_logger(
     id: str | None = None,
     log_model: Literal["all"] | bool = False,
     init_timeout: float = 20.0,
-    finish_timeout: float = 30.0,
+    finish_timeout: float = 20.0,
     settings: Mapping[str, Any] | None = None,
 ) -> FailSafeWandbLogger:
     """Return a Lightning logger for W&B that goes online if it can, offline if not, and never stops the training.

@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import queue
 import shlex
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 __all__ = ["finish_wandb"]
+
+Result = TypeVar("Result")
 
 
 def say(line: str) -> None:
@@ -30,6 +34,30 @@ def in_one_line(error: BaseException | str) -> str:
     if isinstance(error, BaseException):
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Return what ``call`` returns, or raise what it raises; after ``seconds`` it is left to itself.
+
+    Raises:
+        TimeoutError: If it takes longer. It then goes on in a thread that the end of the process does not wait for.
+    """
+    outcome: queue.SimpleQueue[tuple[Result | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((call(), None))
+        except Exception as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(Result, result)
 
 
 def run_folder(run: Any) -> str:

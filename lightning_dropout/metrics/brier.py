@@ -1,15 +1,14 @@
 """The Brier score: squared distance between predicted probabilities and what happened."""
 
-from typing import Any
-
 from torch import Tensor
 
-from lightning_dropout.metrics.probability_metric import ClassificationTask, ProbabilityMetric
+from lightning_dropout.metrics.exact_metric import SampleMean
+from lightning_dropout.metrics.probability_metric import ProbabilityMetric
 
 __all__ = ["BrierScore"]
 
 
-class BrierScore(ProbabilityMetric):
+class BrierScore(ProbabilityMetric, SampleMean):
     """Mean squared error of predicted probabilities; a proper score, lower is better.
 
     Multiclass: ``mean_n sum_c (p[n, c] - [c == y[n]])**2``, in [0, 2]: summed over classes, as Brier wrote it; a
@@ -40,14 +39,6 @@ class BrierScore(ProbabilityMetric):
         tensor(0.4775)
     """
 
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, *, task: ClassificationTask, **kwargs: Any) -> None:
-        super().__init__(task=task, **kwargs)
-        self._add_sum("total")
-        self._add_sum("count")
-
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Take in a batch."""
         probabilities, target = self._rows(probabilities, target)
@@ -58,9 +49,4 @@ class BrierScore(ProbabilityMetric):
             scores = probabilities.scatter(1, target[:, None], 1 - of_target).square().sum(1)
         else:
             scores = (probabilities - target).square()
-        self.total += scores.sum()
-        self.count += len(target)
-
-    def compute(self) -> Tensor:
-        """Return the score of all samples so far, float32; NaN if there was none."""
-        return (self.total / self.count).float()
+        self._take(scores)

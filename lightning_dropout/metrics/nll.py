@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_dropout.metrics.exact_metric import SampleMean
 from lightning_dropout.metrics.probability_metric import ClassificationTask, ProbabilityMetric
 
 __all__ = ["NegativeLogLikelihood"]
 
 
-class NegativeLogLikelihood(ProbabilityMetric):
+class NegativeLogLikelihood(ProbabilityMetric, SampleMean):
     """Mean of ``-log p(what happened)`` in nats; a proper score, lower is better.
 
     Multiclass: ``mean_n -log p[n, y[n]]``; a uniform guess scores ``log C``. Binary: ``mean_n`` of ``-log p[n]`` where
@@ -46,13 +47,9 @@ class NegativeLogLikelihood(ProbabilityMetric):
         tensor(200.)
     """
 
-    total: Tensor
-    count: Tensor
-
     def __init__(self, *, task: ClassificationTask, log_input: bool = False, **kwargs: Any) -> None:
-        super().__init__(task=task, log_input=log_input, **kwargs)
-        self._add_sum("total")
-        self._add_sum("count")
+        super().__init__(task=task, **kwargs)
+        self.log_input = log_input
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Take in a batch."""
@@ -68,9 +65,4 @@ class NegativeLogLikelihood(ProbabilityMetric):
             of_no = -probabilities.expm1() if self.log_input else 1 - probabilities
             # chosen, not weighted: 0 * log(0) would be NaN. Means may exceed 1 by a rounding error, hence the clamp.
             logs = torch.where(target == 1, yes, of_no.clamp(min=0).log())
-        self.total -= logs.sum()
-        self.count += len(target)
-
-    def compute(self) -> Tensor:
-        """Return the mean over all samples so far in nats, float32; NaN if there was none."""
-        return (self.total / self.count).float()
+        self._take(-logs)

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, SumMetric
 
+from lightning_dropout import log_keys
 from lightning_dropout.metrics.brier import BrierScore
 from lightning_dropout.metrics.calibration import CalibrationError
 from lightning_dropout.metrics.nll import NegativeLogLikelihood
 from lightning_dropout.metrics.probability_metric import ClassificationTask
+from lightning_dropout.metrics.regression import gaussian_nll
+from lightning_dropout.metrics.selective import AUGRC, AURC, AccuracyAtCoverage
 from lightning_dropout.sampling.losses import IGNORED
 from lightning_dropout.sampling.moments import wide
 from lightning_dropout.sampling.prediction import MCPrediction, Task
@@ -31,16 +34,17 @@ _UNCERTAINTIES: dict[Task, tuple[list[str], list[str]]] = {
     "gaussian": (["aleatoric_variance"], ["epistemic_variance"]),
     **dict.fromkeys(("regression", "raw"), ([], ["std"])),
 }
-_LEAST_VARIANCE = 1e-30  # of a predicted Gaussian: torch's own floor of 1e-6 is no small number in small units
+_SELECTIVE = (log_keys.AURC, log_keys.AUGRC, log_keys.ACCURACY_AT_90)
 
 
 class PredictiveMetrics:
     """Accuracy, likelihood, calibration and uncertainty of a stream of :class:`MCPrediction`.
 
     Keys: ``accuracy``, ``nll``, ``brier``, ``ece`` for classes; the same without ``ece`` for multilabel; ``rmse``,
-    ``mae`` for regression; also ``nll`` for ``gaussian``. Those need labels, and are left out where a batch had none or
-    all labels were -100. As in torch's losses, samples, pixels or tokens of this label count in no score of
-    ``multiclass`` and ``probabilities``; in the uncertainties they do.
+    ``mae`` for regression; also ``nll`` for ``gaussian``. Where a sample has one class, also ``aurc``, ``augrc`` and
+    ``accuracy_at_90`` by the probability of the predicted class, for which 27 bytes a sample are kept. Those need
+    labels, and are left out where a batch had none or all labels were -100. As in torch's losses, samples, pixels or
+    tokens of this label count in no score of ``multiclass`` and ``probabilities``; in the uncertainties they do.
     Without: ``entropy`` and ``mutual_information`` for classes, ``aleatoric_variance`` and ``epistemic_variance`` for
     ``gaussian``, ``std`` for ``regression`` and ``raw``. A NaN among the values makes the result NaN.
 
@@ -66,6 +70,7 @@ class PredictiveMetrics:
         # Metrics, so that all ranks leave out the same.
         self._labelled = _mean()  # share of the batches with labels
         self._counted = SumMetric()  # labels that are not ignored
+        self._ranked = SumMetric()  # those among them that are the only one of their sample
         single, several = _UNCERTAINTIES[task]
         self._uncertainties: dict[str, Metric] = {name: _mean() for name in (single + several if spread else single)}
         self._scores: dict[str, Metric] = {}  # those that need labels
@@ -78,6 +83,11 @@ class PredictiveMetrics:
             }
             if task != "multilabel":
                 self._scores["ece"] = CalibrationError(task=kind)
+                self._scores |= {
+                    log_keys.AURC: AURC(),
+                    log_keys.AUGRC: AUGRC(),
+                    log_keys.ACCURACY_AT_90: AccuracyAtCoverage(0.9),
+                }
         elif task in ("regression", "gaussian"):
             self._scores = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
             if task == "gaussian":
@@ -85,7 +95,13 @@ class PredictiveMetrics:
 
     def to(self, device: torch.device) -> "PredictiveMetrics":
         """Move the sums to ``device`` and return this bundle."""
-        for metric in (self._labelled, self._counted, *self._scores.values(), *self._uncertainties.values()):
+        for metric in (
+            self._labelled,
+            self._counted,
+            self._ranked,
+            *self._scores.values(),
+            *self._uncertainties.values(),
+        ):
             metric.to(device)
         return self
 
@@ -133,8 +149,10 @@ class PredictiveMetrics:
             counted = int((labels.long() != IGNORED).sum()) if self.task in _CLASSES else labels.numel()
             self._counted.update(counted)
             if counted:
-                for name, arguments in self._arguments(prediction, labels).items():
-                    self._scores[name].update(*arguments)
+                arguments = self._arguments(prediction, labels)
+                self._ranked.update(counted if log_keys.AURC in arguments else 0)
+                for name, given in arguments.items():
+                    self._scores[name].update(*given)
 
     def compute(self) -> dict[str, Tensor]:
         """Return every metric that has seen all data, synchronised over the ranks: call it on every rank.
@@ -143,13 +161,17 @@ class PredictiveMetrics:
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # before an update: such a rank
-            labelled, counted = self._labelled.compute(), self._counted.compute()
+            warnings.filterwarnings("ignore", "`A.*` is NaN, since")  # said of the outputs already
+            labelled, counted, ranked = self._labelled.compute(), self._counted.compute(), self._ranked.compute()
             if labelled.isnan():
                 return {}
             scores = self._scores if bool((labelled == 1) & (counted > 0)) else {}
+            if bool(ranked != counted):
+                scores = {name: metric for name, metric in scores.items() if name not in _SELECTIVE}
             return {name: metric.compute() for name, metric in {**scores, **self._uncertainties}.items()}
 
     def _arguments(self, prediction: MCPrediction, labels: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        scores: dict[str, tuple[Tensor, ...]]
         mean = prediction.mean
         if self.task in _CLASSES:
             if self.task == "probabilities":  # those of half precision sum to 1 only roughly
@@ -159,8 +181,16 @@ class PredictiveMetrics:
             kept = labels != IGNORED
             mean, logs = (values.movedim(self.class_dim, -1)[kept] for values in (mean, logs))
             labels = labels[kept]
-            right = (mean.argmax(1) == labels).float()
-            return {"accuracy": _weighted(right), "nll": (logs, labels), "brier": (mean, labels), "ece": (mean, labels)}
+            confidence, predicted = mean.max(1)
+            right = (predicted == labels).float()
+            scores = {
+                "accuracy": _weighted(right),
+                "nll": (logs, labels),
+                "brier": (mean, labels),
+                "ece": (mean, labels),
+            }
+            single = prediction.mean.ndim == 2
+            return {**scores, **dict.fromkeys(_SELECTIVE if single else (), (confidence, right))}
         labels = labels.reshape(mean.shape)
         if self.task in _BITS:
             logs = F.logsigmoid(wide(prediction.logits))  # a sigmoid is 1 in float32 from 17 on
@@ -168,15 +198,17 @@ class PredictiveMetrics:
                 mean, labels, logs = mean.flatten(), labels.flatten(), logs.flatten()
             labels = labels.long()
             right = ((mean > 0.5).long() == labels).float()
-            scores: dict[str, tuple[Tensor, ...]] = {"nll": (logs, labels), "brier": (mean, labels)}
+            scores = {"nll": (logs, labels), "brier": (mean, labels)}
             scores["accuracy"] = _weighted(right)
-            return scores if self.task == "multilabel" else {**scores, "ece": (mean, labels)}
+            if self.task == "multilabel":
+                return scores
+            single = len(mean) == len(prediction.mean)
+            confidence = torch.maximum(mean, 1.0 - mean)
+            return {**scores, "ece": (mean, labels), **dict.fromkeys(_SELECTIVE if single else (), (confidence, right))}
         errors: dict[str, tuple[Tensor, ...]] = {"rmse": (mean, labels), "mae": (mean, labels)}
         if self.task != "gaussian":
             return errors
-        variance = wide(prediction.total_variance)
-        nll = F.gaussian_nll_loss(wide(mean), wide(labels), variance, full=True, reduction="none", eps=_LEAST_VARIANCE)
-        return {**errors, "nll": _weighted(nll)}
+        return {**errors, "nll": _weighted(gaussian_nll(mean, prediction.total_variance, labels))}
 
 
 def _mean() -> MeanMetric:

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_dropout import log_keys
 from lightning_dropout.modules.supervised import MakeOptimizer, MakeScheduler, SupervisedModule
+from lightning_dropout.sampling.losses import IGNORED
 
 __all__ = ["Classifier"]
 
@@ -18,6 +19,7 @@ class Classifier(SupervisedModule):
     Training: logs ``train/loss`` (with label smoothing) and ``train/accuracy``, both with dropout on. Validation: logs
     ``val/loss``, ``val/accuracy`` and, if the data yields a fixed part of the training set as second validation loader,
     ``val/gap``. Test: ``test/loss`` and ``test/accuracy``; under ``MCDropout`` they describe the mean of the passes.
+    Test samples of label -100 count in neither; a loader that has no other logs neither.
 
     Args:
         net: Maps a batch of inputs to logits.
@@ -89,9 +91,12 @@ class Classifier(SupervisedModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         x, labels = batch
         logits = self(x)
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()  # no metric object: several loaders would share it
-        self.log(log_keys.TEST_LOSS, self.loss(logits, labels), batch_size=len(x), sync_dist=True)
-        self.log(log_keys.TEST_ACCURACY, accuracy, batch_size=len(x), sync_dist=True)
+        counted = labels != IGNORED
+        count = int(counted.sum())
+        if count:  # both would be NaN of out-of-distribution data, which have no label
+            accuracy = (logits.argmax(dim=1) == labels)[counted].float().mean()  # no metric object: loaders would share
+            self.log(log_keys.TEST_LOSS, self.loss(logits, labels), batch_size=count, sync_dist=True)
+            self.log(log_keys.TEST_ACCURACY, accuracy, batch_size=count, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         x = batch[0] if isinstance(batch, list | tuple) else batch

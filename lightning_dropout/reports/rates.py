@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_dropout.clock import RunLength
 from lightning_dropout.log_keys import DROP_PATH, DROPOUT, rate_key
+from lightning_dropout.reports.style import COLOURS, DASHES, MINOR, new_figure, shorten_thousands, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import XAxis
     from matplotlib.figure import Figure
 
 __all__ = ["RateCurve", "draw_rates", "on_one_axis", "rate_table"]
 
 _FAMILIES = {DROPOUT: "dropout rate", DROP_PATH: "stochastic-depth rate"}
-# Okabe & Ito (2008), https://jfly.uni-koeln.de/color/, told apart by the colour-blind; without the yellow, which
-# disappears on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":")  # the next one when the colours are used up
-_MINOR = "0.4"  # grey of what is said in passing
 _LEGEND_LINE = 0.22  # inches
 
 
@@ -37,7 +32,7 @@ class RateCurve:
     Args:
         family: ``log_keys.DROPOUT`` or ``log_keys.DROP_PATH``: a panel each.
         label: The group, as in the logs.
-        sites: How many sites it has.
+        sites: How many sites it has, if known.
         at: Fractions of the run, ascending from 0 to 1. A rate holds from its fraction to the next one.
         mean: The rate there, averaged over the sites.
         low: The lowest rate of a site there.
@@ -46,7 +41,7 @@ class RateCurve:
 
     family: str
     label: str
-    sites: int
+    sites: int | None
     at: tuple[float, ...]
     mean: tuple[float, ...]
     low: tuple[float, ...]
@@ -119,15 +114,11 @@ def draw_rates(
     """
     if not curves:
         raise ValueError("Expected `curves` to hold at least one group's rate, but got none; is there a scheduler?")
-    from matplotlib.figure import Figure
-
     panels: dict[str, list[RateCurve]] = {}
     for curve in sorted(curves, key=lambda curve: [*_FAMILIES].index(curve.family)):
         panels.setdefault(_FAMILIES[curve.family], []).append(curve)
     heights = [max(2.2, _LEGEND_LINE * (len(panel) + 1)) for panel in panels.values()]
-    figure = Figure(figsize=(7.2, sum(heights) + 1.0), dpi=150, layout="constrained")
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", wrap=True)
+    figure = new_figure(sum(heights) + 1.0, title)
     column = figure.subplots(len(panels), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     unit, length = _unit(steps, epochs)
     for axes, (label, panel) in zip(column, panels.items(), strict=True):
@@ -155,7 +146,7 @@ def rate_table(curves: Sequence[RateCurve]) -> str:
     for curve in curves:
         rates = [*zip(*map(_held, (curve.mean, curve.low, curve.high)), strict=True)]
         shown = [_shown(*each) for each in (rates[0], max(rates), rates[-1])]
-        rows.append([rate_key(curve.family, curve.label), str(curve.sites), *shown])
+        rows.append([rate_key(curve.family, curve.label), "" if curve.sites is None else str(curve.sites), *shown])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
@@ -190,9 +181,9 @@ def _draw_panel(axes: Axes, curves: Sequence[RateCurve], length: float) -> None:
     lines = {}
     for index, curve in enumerate(curves):
         x = [length * at for at in curve.at]
-        colour = _COLOURS[index % len(_COLOURS)]
-        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-        label = f"{curve.label} ({curve.sites} site{'' if curve.sites == 1 else 's'})"
+        colour = COLOURS[index % len(COLOURS)]
+        dash = DASHES[index // len(COLOURS) % len(DASHES)]  # the next one when the colours are used up
+        sites = "" if curve.sites is None else f" ({curve.sites} site{'' if curve.sites == 1 else 's'})"
         # Steps, since a rate holds until the next one: a jump stands upright, and short runs show what they really do.
         # Not clipped, or half of a line at 0 would lie under the axis.
         (lines[index],) = axes.step(
@@ -202,7 +193,7 @@ def _draw_panel(axes: Axes, curves: Sequence[RateCurve], length: float) -> None:
             color=colour,
             linestyle=dash,
             linewidth=2,
-            label=label,
+            label=curve.label + sites,
             clip_on=False,
             zorder=3,
         )
@@ -218,9 +209,7 @@ def _draw_panel(axes: Axes, curves: Sequence[RateCurve], length: float) -> None:
     axes.set_xlim(0.0, length)
     axes.set_ylim(0.0, 1.05 * max(max(curve.high) for curve in curves) or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
 
 
 def _held(rates: Sequence[float]) -> list[float]:
@@ -234,7 +223,7 @@ def _label_x(axes: Axes, unit: str, length: float) -> None:
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=length >= 4, steps=[1, 2, 5, 10]))
     if unit == "step":
-        _shorten_thousands(axes.xaxis, length)
+        shorten_thousands(axes.xaxis, length)
 
 
 def _add_steps(axes: Axes, steps: float, epochs: float) -> None:
@@ -245,14 +234,7 @@ def _add_steps(axes: Axes, steps: float, epochs: float) -> None:
         return step * epochs / steps
 
     top = axes.secondary_xaxis("top", functions=(to_steps, to_epochs))
-    top.set_xlabel("step", color=_MINOR)
-    top.tick_params(colors=_MINOR)
+    top.set_xlabel("step", color=MINOR)
+    top.tick_params(colors=MINOR)
     top.spines["top"].set_visible(False)
-    _shorten_thousands(top.xaxis, steps)
-
-
-def _shorten_thousands(axis: XAxis, steps: float) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    if steps >= 10_000:
-        axis.set_major_formatter(EngFormatter(sep=""))
+    shorten_thousands(top.xaxis, steps)

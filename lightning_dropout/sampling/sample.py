@@ -203,6 +203,7 @@ class Sampler:
         seed: tuple[int, ...],
         rates: Sequence[float] | None = None,
         guarded: bool = True,
+        on_pass: Callable[[], None] | None = None,
     ) -> MCPrediction:
         """Run the passes of one batch.
 
@@ -213,6 +214,7 @@ class Sampler:
             seed: Parts of the seed; the number of the pass is added. Shared masks follow from the first part alone.
             rates: One probability per site for the passes; ``None`` leaves the sites as they are.
             guarded: Whether to check that passes change nothing and differ; once per data set is enough.
+            on_pass: Called after each of the passes that count.
         """
         _refuse_silence(self.sites, rates)
         quiet = self._others_to_keep_quiet()
@@ -251,6 +253,8 @@ class Sampler:
                             differs = not _equal(first, values)
                         if counts:
                             statistics.update(values)
+                            if on_pass is not None:
+                                on_pass()
                         number += 1
                 if trial is not None and (batch.compared is not None or number == self.num_samples):
                     trial.repeats(start, passes)

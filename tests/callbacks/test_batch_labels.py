@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lightning_dropout.callbacks.batch_labels import labels_of
+from lightning_dropout.callbacks.batch_labels import inputs_of, labels_of
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,11 @@ def test_found_where_they_are(batch: Any, where: Any, labels: Any) -> None:
 def test_a_path_that_leads_nowhere_is_named(path: str, end: str) -> None:
     with pytest.raises(ValueError, match=f"path into the batch, but got '{path}', which ends at '{end}'"):
         labels_of((3, {"a": 1}), path)
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [(("x", "y"), "x"), (["x"], "x"), ((), None), ({"pixel_values": "x", "labels": "y"}, "x"), ({"labels": "y"}, None)],
+)
+def test_the_inputs(batch: Any, found: Any) -> None:
+    assert inputs_of(batch) == found

@@ -31,7 +31,7 @@ def test_each_side_of_each_loader() -> None:
     names: dict[tuple[int, str], set[str]] = {}
     for dataloader_idx, side, name, _ in both.compute():
         names.setdefault((dataloader_idx, side), set()).add(name)
-    scores = {"accuracy", "nll", "brier", "ece"}
+    scores = {"accuracy", "nll", "brier", "ece", "aurc", "augrc", "accuracy_at_90"}
     assert names == {
         (0, "mc"): scores | {"entropy", "mutual_information"},
         (0, "det"): scores | {"entropy"},

@@ -136,8 +136,8 @@ def test_what_a_logger_raises_is_one_line_and_the_others_get_it(caplog: pytest.L
     with caplog.at_level(logging.INFO):
         log_plan(trainer_of(Images(OSError("no\nroom")), Gone(), last), SCHEDULERS)
     assert [record.getMessage() for record in caplog.records] == [
-        "Images: rates/plan could not be logged (no room); the training goes on.",
-        "Gone: rates/plan could not be logged (ConnectionError); the training goes on.",
+        "Images: rates/plan could not be logged (no room); the run goes on.",
+        "Gone: rates/plan could not be logged (ConnectionError); the run goes on.",
     ]
     assert len(last.taken) == 1
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_dropout.callbacks import DropoutScheduler, MCDropout, sampled_stage
+from lightning_dropout.metrics import AUGRC, AURC, AccuracyAtCoverage
 from lightning_dropout.modules import Classifier, Regressor
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.randomness import derive_seed, seed_everywhere
@@ -248,6 +249,8 @@ def test_keys_and_values_of_both_sides(make_trainer: MakeTrainer, loader: DataLo
         bins = (p.amax(1) * 15).long().clamp(max=14)
         gaps = [(p.amax(1) - (p.argmax(1) == y).double())[bins == b].sum().abs() / 10 for b in range(15)]
         expected[f"{side}/ece"] = sum(gaps).item()  # type: ignore[union-attr]
+        for name, metric in (("aurc", AURC()), ("augrc", AUGRC()), ("accuracy_at_90", AccuracyAtCoverage(0.9))):
+            expected[f"{side}/{name}"] = metric(p.amax(1), p.argmax(1) == y).item()
     single = torch.cat([torch.special.entr(o.double().softmax(-1)).sum(-1).mean(0) for o in outputs]).mean().item()
     expected["mc/mutual_information"] = expected["mc/entropy"] - single
     logged = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
@@ -712,8 +715,10 @@ def test_validate_of_its_own(make_trainer: MakeTrainer, loader: DataLoader[Any])
 def test_a_fit_with_its_validations_is_left_alone(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
     class Watch(Callback):
         def on_validation_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            assert "forward" not in pl_module.__dict__
             assert not pl_module.net[2].training
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            assert "forward" not in pl_module.__dict__
 
     runs = []
     for callbacks in ([], [MCDropout(T, task="multiclass", stages=["test", "validate"]), Watch()]):

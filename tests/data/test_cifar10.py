@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_dropout.data import CIFAR10DataModule
 from lightning_dropout.data.cifar10 import BATCHES, CLASSES
+from lightning_dropout.data.image_files import fit_to_size
 
 datasets = pytest.importorskip("torchvision.datasets", reason="needs the extra `vision`", exc_type=Exception)
 
@@ -174,3 +175,15 @@ def test_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     data = CIFAR10DataModule(tmp_path, download=True)
     with pytest.raises(ConnectionError, match=rf"download CIFAR-10 into {tmp_path}, but got OSError: no network; "):
         data.prepare_data()
+
+
+def test_other_folders_are_made_small_and_then_large_like_the_test_images(batches: Path, folders: Path) -> None:
+    big = Image.fromarray(PIXELS[0]).resize((128, 128), Image.Resampling.NEAREST)
+    (folders / "big").mkdir()
+    big.save(folders / "big" / "0.png")
+    data = ready(batches, image_size=64, ood={"test": folders / "test", "big": folders / "big"})
+    (x, _), (copy, labels), (large, _) = map(read, data.test_dataloader())
+    assert sorted(copy.flatten(1).sum(1).tolist()) == pytest.approx(sorted(x.flatten(1).sum(1).tolist()))
+    assert labels.eq(-100).all()
+    small = fit_to_size(torch.from_numpy(np.array(big)).permute(2, 0, 1), (32, 32))
+    assert large.equal(data.plain_transform()(small[None]))  # no sharper than the test images are

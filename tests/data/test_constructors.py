@@ -20,6 +20,9 @@ def test_a_command_line_can_read_every_argument(name: str) -> None:
     needed = [f"--data.{key}={value}" for key, value in NEEDED.get(name, {}).items()]
     parsed = parser.parse_args([*needed, "--data.batch_size=7", "--data.gap_loader=false"]).data
     assert (parsed.batch_size, parsed.gap_loader, parsed.num_workers, parsed.seed) == (7, False, 0, 0)
+    given = {"DigitsDataModule": ('["photo"]', ["photo"])}.get(name, ('{"svhn": "/y"}', {"svhn": "/y"}))
+    if hasattr(parsed, "ood"):
+        assert parser.parse_args([*needed, f"--data.ood={given[0]}"]).data.ood == given[1]
     with pytest.raises(jsonargparse.ArgumentError, match="batch_size"):
         parser.parse_args([*needed, "--data.batch_size=many"])
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dropout.data import DigitsDataModule, digits
+from lightning_dropout.data import DigitsDataModule, digits, ood_digits
 from lightning_dropout.data.loaders import Rows
 
 INK, LABELS = digits.load_digits()
@@ -152,3 +152,34 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_a_share_that_rounds_to_no_row(argument: str, name: str) -> None:
     with pytest.raises(ValueError, match=f"the {name} set .* got none; raise `{argument}` \\(0.0001 of the"):
         ready(**{argument: 0.0001})
+
+
+def test_other_data_sets() -> None:
+    data = ready(ood=["inverted", "shuffled"], image_size=16, channels=3, batch_size=100)
+    assert data.ood_names == ("inverted", "shuffled")
+    test, inverted, shuffled = (
+        [torch.cat(part) for part in zip(*loader, strict=True)] for loader in data.test_dataloader()
+    )
+    assert test[1].equal(LABELS[data.test_set.rows])
+    ink = INK[data.test_set.rows]
+    for (x, y), expected in ((inverted, 16 - ink), (shuffled, ood_digits.shuffled(ink, seed=0))):
+        assert y.eq(-100).all()
+        assert x.equal(data.plain_transform()(expected))
+    other = ready(ood=["shuffled"], seed=1)
+    assert inputs(other.ood_sets["shuffled"]).equal(
+        other.plain_transform()(ood_digits.shuffled(INK[other.test_set.rows], seed=1))
+    )
+    assert ready().ood_names == ()
+
+
+@pytest.mark.parametrize(
+    ("ood", "message"),
+    [
+        (["noise"], r"Expected `ood` to list some of shuffled, inverted, photo, but got \['noise'\]"),
+        ("photo", "Expected `ood` to list different names"),
+        (["photo", "photo"], "Expected `ood` to list different names"),
+    ],
+)
+def test_unknown_data_sets(ood: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DigitsDataModule(ood=ood)

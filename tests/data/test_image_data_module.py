@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, Any] = {
     "pin_memory": False,
     "seed": 0,
     "gap_loader": True,
+    "ood": {},
 }
 LABELS = torch.arange(100) % 2
 IMAGES = torch.randint(256, (100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

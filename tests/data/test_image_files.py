@@ -161,3 +161,30 @@ def test_torchvision_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, imag
     monkeypatch.setitem(sys.modules, "torchvision.datasets.folder", None)
     with pytest.raises(ImportError, match=r"but got ModuleNotFoundError.*lightning-dropout\[vision\]"):
         image_files.list_image_sets(image_root)
+
+
+def test_folders_at_any_depth(tmp_path: Path, make_images: Callable[..., list[Path]]) -> None:
+    deep = make_images(tmp_path / "svhn" / "test" / "3", 2)
+    flat = make_images(tmp_path / "svhn", 1)
+    make_images(tmp_path / "other", 3)
+    (tmp_path / "svhn" / "readme.txt").write_text("no image")
+    listed = image_files.list_image_folders({"svhn": str(tmp_path / "svhn"), "rest": tmp_path / "other"})
+    assert list(listed) == ["svhn", "rest"]
+    paths, labels = listed["svhn"]
+    assert paths == [str(path) for path in (*flat, *deep)]
+    assert labels.tolist() == [-100] * 3
+    assert image_files.list_image_folders({}) == {}
+
+
+def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match=rf"in {tmp_path}/empty, `ood` of 'a', but there is none in it; correct"
+    ):
+        image_files.list_image_folders({"a": tmp_path / "empty"})
+    with pytest.raises(FileNotFoundError, match=rf"in {tmp_path}/no, `ood` of 'a', but there is no such folder"):
+        image_files.list_image_folders({"a": tmp_path / "no"})
+    with pytest.raises(ValueError, match="Expected `ood` to list different names"):
+        image_files.list_image_folders({"a/b": tmp_path})
+    with pytest.raises(ValueError, match=r"Expected `ood` to give a folder for each name, but got \['a'\]"):
+        image_files.list_image_folders(["a"])  # type: ignore[arg-type]

@@ -123,3 +123,29 @@ def test_images_of_several_sizes(image_root: Path, make_images: Callable[..., li
 def test_batches_larger_than_the_data(image_root: Path) -> None:
     data = ready(image_root, batch_size=10_000)
     assert [len(y) for _, y in data.train_dataloader()] == [27]
+
+
+@pytest.mark.parametrize(("cache", "image_size"), [(True, 12), (False, 12), (None, None)])
+def test_other_folders_look_like_the_test_images(
+    image_root: Path, make_images: Callable[..., list[Path]], cache: bool | None, image_size: int | None
+) -> None:
+    same = [path for name in ("ant", "bee") for path in sorted((image_root / "test" / name).iterdir())]
+    copied = image_root / "other" / "deep"
+    copied.mkdir(parents=True)
+    for number, path in enumerate(same):
+        (copied / f"{number}.png").write_bytes(path.read_bytes())
+    make_images(image_root / "large", 3, size=(20, 30))
+    ood = {"copy": image_root / "other", "large": str(image_root / "large")}
+    data = ready(image_root, cache=cache, image_size=image_size, ood=ood, mean=(0.1, 0.2, 0.3), batch_size=4)
+    assert data.ood_names == ("copy", "large")
+    test, copy, large = map(read, data.test_dataloader())
+    assert copy[0].equal(test[0])
+    assert large[0].shape == (3, *data.input_shape)
+    assert copy[1].tolist() == [-100] * 6
+    assert large[1].tolist() == [-100] * 3
+    assert isinstance(data.ood_sets["copy"].inputs, Tensor) is (cache is not False)
+
+
+def test_other_folders_are_looked_for_at_once(image_root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"Expected image files in {image_root}/no, `ood` of 'svhn'"):
+        ImageFolderDataModule(image_root, ood={"svhn": image_root / "no"})

@@ -229,3 +229,26 @@ def test_a_trainer_gets_both_validation_loaders() -> None:
     assert len(model.seen[1]) == 4
     assert max(model.seen[1]) <= 18
     assert model.seen[2] == [28.0, 30.0, 32.0]
+
+
+class WithOthers(Line):
+    """Two sets more: the test rows turned round, and none of them, so to say."""
+
+    ood_names = ("negative", "zero")
+
+    def make_ood_sets(self, test: Rows) -> dict[str, Rows]:
+        return {
+            name: Rows(factor * test.inputs[test.rows], test.targets, torch.arange(len(test)), test.transform)
+            for name, factor in (("zero", 0), ("negative", -1))  # not in the order of the names
+        }
+
+
+def test_other_data_sets_follow_the_test_rows_in_the_order_of_their_names() -> None:
+    data = WithOthers()
+    data.setup()
+    rows = [torch.cat([x for x, _ in loader]).flatten() for loader in data.test_dataloader()]
+    assert len(rows) == 3
+    assert rows[1].equal(-rows[0])
+    assert rows[2].equal(torch.zeros(3))
+    assert torch.cat([x for x, _ in data.predict_dataloader()]).flatten().equal(rows[0])
+    assert isinstance(ready().test_dataloader(), DataLoader)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_dropout.loggers import FailSafeWandbLogger, finish_wandb, wandb_logger
+from lightning_dropout.loggers import FailSafeWandbLogger, fail_safe, finish_wandb, wandb_logger
 
 pytestmark = pytest.mark.usefixtures("clean_wandb")
 
@@ -152,3 +153,30 @@ def test_a_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path, caps
     folder = Path(logger.experiment.dir).parent
     assert folder.is_dir()
     assert f"`wandb leet {folder}`" in capsys.readouterr().out
+
+
+def test_a_table_waits_for_a_silent_server_no_longer_than_is_said(
+    tmp_path: Path,
+    server: Any,
+    key: None,
+    read_run: Callable[[Path], dict[str, list[Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fail_safe, "_TABLE_TIMEOUT", 0.5)
+    logger = wandb_logger(save_dir=tmp_path, finish_timeout=2.0)
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    server.ignore = frozenset({"Viewer", "ArtifactType"})
+    start = time.perf_counter()
+    for _ in range(2):  # said once
+        logger.log_table("samples", columns=["label"], data=[[1]])
+    assert time.perf_counter() - start < 10  # wandb alone: 20 s each
+    assert capsys.readouterr().err == (
+        "W&B: a table could not be logged (TimeoutError: no answer within 0.5 s); the training goes on\n"
+    )
+    logger.log_metrics({"train/loss": 0.5}, step=1)
+    server.stop()
+    finish_wandb()
+    (folder,) = [path for path in (tmp_path / "wandb").glob("run-*") if path.is_dir()]
+    rows = [row["item"] for row in read_run(folder)["history"]]
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [1.0, 0.5]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_dropout.loggers import finish_wandb, wandb_logger
-from lightning_dropout.loggers.wandb_process import hushed, in_one_line, login_problem, say
+from lightning_dropout.loggers.wandb_process import hushed, in_one_line, login_problem, say, within
 
 pytestmark = pytest.mark.usefixtures("clean_wandb")
 
@@ -114,6 +116,25 @@ class TestLogin:
         assert wandb.setup().settings.silent is False
         login_problem()
         assert wandb.setup().settings.silent is False
+
+
+class TestWithin:
+    """within: what a call returns or raises, unless that takes too long."""
+
+    def test_result_and_error_come_through(self) -> None:
+        assert within(5, lambda: "answer") == "answer"
+        assert within(5, lambda: None) is None
+        with pytest.raises(ZeroDivisionError):
+            within(5, lambda: 1 / 0)
+
+    def test_what_takes_too_long_is_given_up(self) -> None:
+        release = threading.Event()
+        start = time.perf_counter()
+        with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+            within(0.05, lambda: release.wait(20))
+        assert time.perf_counter() - start < 5
+        assert any(thread.daemon for thread in threading.enumerate())  # the end of the process does not wait for it
+        release.set()
 
 
 class TestTerminal:

@@ -32,8 +32,12 @@ def as_ranks() -> Callable[[list[Metric]], list[Metric]]:
     """Make metrics believe that each lives on its own rank of one process group."""
 
     def connect(metrics: list[Metric]) -> list[Metric]:
+        def states(metric: Metric) -> dict[str, Tensor]:
+            kept = {name for name, state in metric.metric_state.items() if isinstance(state, list)}
+            return {name: metric._kept(name) if name in kept else state for name, state in metric.metric_state.items()}
+
         def gather_for(rank: int) -> Callable[[Tensor, Any], list[Tensor]]:
-            local = [dict(metric.metric_state) for metric in metrics]
+            local = [states(metric) for metric in metrics]
             names = iter(())
 
             def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
@@ -43,7 +47,9 @@ def as_ranks() -> Callable[[list[Metric]], list[Metric]]:
                 if name is None:
                     names = iter(local[rank])
                     name = next(names)
-                assert torch.equal(tensor, local[rank][name])
+                own = local[rank][name]
+                assert (tensor.dtype, tensor.shape) == (own.dtype, own.shape)  # what real ranks must have in common
+                assert torch.equal(tensor, own)
                 return [state[name] for state in local]
 
             return gather

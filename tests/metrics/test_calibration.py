@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
 
 from lightning_dropout.metrics import CalibrationError
+from lightning_dropout.metrics import calibration as calibration_module
 
 Draw = Callable[..., tuple[Tensor, Tensor]]
 every_norm = pytest.mark.parametrize("norm", ["l1", "l2", "max"])
@@ -161,6 +162,129 @@ class TestBins:
         assert {state.shape for state in metric.metric_state.values()} == {(15,)}
 
 
+def in_equal_parts(confidence: np.ndarray, right: np.ndarray, n_bins: int, norm: str = "l1") -> float:
+    """The adaptive error where no confidences tie: cut the sorted samples into parts of N/B, rounded down."""
+    order = np.argsort(confidence)
+    cuts = [b * len(order) // n_bins for b in range(1, n_bins)]
+    parts = [part for part in np.split(order, cuts) if len(part)]
+    gaps = np.array([abs(confidence[part].mean() - right[part].mean()) for part in parts])
+    shares = np.array([len(part) / len(order) for part in parts])
+    return {"l1": (shares * gaps).sum(), "l2": np.sqrt((shares * gaps**2).sum()), "max": gaps.max()}[norm]
+
+
+class TestEqualMass:
+    """Bins of equal counts."""
+
+    @every_norm
+    @pytest.mark.parametrize(("n", "n_bins"), [(1, 15), (7, 15), (15, 15), (100, 15), (101, 1), (500, 10)])
+    def test_equals_cutting_the_sorted_samples(self, n: int, n_bins: int, norm: str, draw: Draw) -> None:
+        probabilities, target = draw("multiclass", n=n)
+        confidence, predicted = probabilities.max(1)
+        right = (predicted == target).double().numpy()
+        ours = error("multiclass", probabilities, target, n_bins=n_bins, norm=norm, binning="equal_mass")
+        assert ours == pytest.approx(in_equal_parts(confidence.numpy(), right, n_bins, norm), rel=1e-6)
+
+    def test_mutant_off_by_one_is_seen(self, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+        probabilities, target = draw("binary", n=100)
+        edges = calibration_module._equal_mass_edges
+        monkeypatch.setattr(
+            calibration_module, "_equal_mass_edges", lambda ordered, n_bins: edges(ordered.roll(-1), n_bins)
+        )
+        wrong = error("binary", probabilities, target, n_bins=10, norm="max", binning="equal_mass")
+        right = in_equal_parts(probabilities.numpy(), target.double().numpy(), 10, "max")
+        assert wrong != pytest.approx(right, rel=1e-3)
+
+    def test_counts_are_equal_and_edges_are_confidences(self, draw: Draw) -> None:
+        metric = CalibrationError(task="binary", n_bins=10, binning="equal_mass")
+        probabilities, target = draw("binary", n=205)
+        metric.update(probabilities, target)
+        bins = metric.bins()
+        assert bins.count.tolist() == [20, 21] * 5
+        assert (bins.lower[0], bins.upper[-1]) == (0, 1)
+        assert torch.equal(bins.lower[1:], bins.upper[:-1])
+        ordered = probabilities.sort().values.float()
+        assert torch.equal(bins.lower[1:], ordered[[b * 205 // 10 for b in range(1, 10)]])
+        assert ((bins.confidence >= bins.lower) & (bins.confidence < bins.upper)).all()
+
+    def test_ties_stay_together_whatever_their_order(self) -> None:
+        confidence = torch.tensor([0.2, 0.5, 0.5, 0.5, 0.5, 0.9, 1.0, 1.0])
+        right = torch.tensor([0, 1, 0, 0, 1, 1, 1, 0])
+        results = set()
+        for seed in range(20):
+            order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+            metric = CalibrationError(task="binary", n_bins=4, binning="equal_mass")
+            metric.update(confidence[order], right[order])
+            assert metric.bins().count.tolist() == [1, 0, 5, 2]  # edges: 0.5, 0.5, 1.0
+            results.add(metric.compute().item())
+        assert len(results) == 1
+
+    def test_constant_confidence_is_one_bin(self) -> None:
+        metric = CalibrationError(task="binary", n_bins=5, binning="equal_mass")
+        metric.update(torch.full((8,), 0.75), torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]))
+        assert metric.bins().count.tolist() == [0, 0, 0, 0, 8]
+        assert metric.compute() == 0.25
+
+    def test_nan_is_in_the_last_bin_and_leaves_the_others(self) -> None:
+        metric = CalibrationError(task="binary", n_bins=2, binning="equal_mass")
+        metric.update(torch.tensor([torch.nan, 0.1, 0.9, torch.nan]), torch.tensor([0, 0, 1, 1]))
+        assert metric.bins().count.tolist() == [1, 3]
+        assert metric.bins().confidence[0] == pytest.approx(0.1)
+
+    def test_nothing_has_no_bins(self) -> None:
+        metric = CalibrationError(task="binary", n_bins=2, binning="equal_mass")
+        metric.update(torch.empty(0), torch.empty(0))
+        assert metric.bins().count.tolist() == [0, 0]
+
+
+class TestClasswise:
+    """The mean over classes of each one's binary error."""
+
+    @every_norm
+    @pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+    @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+    def test_is_the_mean_of_binary_errors(self, task: Any, binning: Any, norm: Any, draw: Draw) -> None:
+        probabilities, target = draw(task, classes=4)
+        hits = torch.stack([target == c for c in range(4)], dim=1) if task == "multiclass" else target
+        alone = [error("binary", probabilities[:, c], hits[:, c].long(), binning=binning, norm=norm) for c in range(4)]
+        ours = error(task, probabilities, target, binning=binning, norm=norm, classwise=True, num_classes=4)
+        assert ours == pytest.approx(np.mean(alone), rel=1e-6)
+        if binning == "equal_width":
+            oracle = [expected(probabilities[:, c].numpy(), hits[:, c].double().numpy(), 15, norm) for c in range(4)]
+            assert ours == pytest.approx(np.mean(oracle), rel=1e-6)
+        assert ours != pytest.approx(error(task, probabilities, target, binning=binning, norm=norm), rel=1e-2)
+
+    def test_table_by_class(self, draw: Draw) -> None:
+        metric = CalibrationError(task="multiclass", n_bins=3, classwise=True, num_classes=4)
+        probabilities, target = draw("multiclass", classes=4)
+        metric.update(probabilities, target)
+        bins = metric.bins()
+        assert {field.shape for field in vars(bins).values()} == {(4, 3)}
+        assert bins.count.sum(1).tolist() == [500] * 4
+        hits = (bins.accuracy.nan_to_num(0) * bins.count).sum(1).round().long()
+        assert hits.tolist() == target.bincount(minlength=4).tolist()
+
+    @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+    def test_pixels_are_samples(self, task: Any, draw: Draw) -> None:
+        probabilities, target = draw(task, n=60, classes=4)
+        shaped, labels = probabilities.unflatten(0, (10, 2, 3)).movedim(-1, 1), target.unflatten(0, (10, 2, 3))
+        labels = labels if task == "multiclass" else labels.movedim(-1, 1)
+        flat = error(task, probabilities, target, classwise=True, num_classes=4)
+        assert error(task, shaped, labels, classwise=True, num_classes=4) == pytest.approx(flat)
+
+    def test_chunks_change_nothing(self, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+        batch = draw("multiclass", classes=4)
+        whole = error("multiclass", *batch, classwise=True, num_classes=4)
+        monkeypatch.setattr(calibration_module, "_AT_ONCE", 12)
+        assert error("multiclass", *batch, classwise=True, num_classes=4) == whole
+
+    def test_many_classes(self) -> None:
+        metric = CalibrationError(task="multiclass", classwise=True, num_classes=10_000)
+        metric.update(torch.full((20, 10_000), 1e-4), torch.arange(20))
+        assert metric.counts.shape == (10_000, 15)
+        # of 20 classes a twentieth of the samples, of the others none, where 1e-4 was said
+        assert metric.compute().item() == pytest.approx((20 * (0.05 - 1e-4) + 9980 * 1e-4) / 10_000, rel=1e-5)
+
+
 class TestMeaning:
     """Predictions whose calibration is known, with a fixed seed."""
 
@@ -188,8 +312,24 @@ class TestMeaning:
         ({"n_bins": 1.5}, "`n_bins` to be an integer of at least 1, but got 1.5"),
         ({"n_bins": True}, "`n_bins` to be an integer of at least 1, but got True"),
         ({"norm": "l3"}, "`norm` to be one of l1, l2, max, but got 'l3'"),
+        ({"binning": "mass"}, "`binning` to be one of equal_width, equal_mass, but got 'mass'"),
+        ({"classwise": True}, "`num_classes` with classwise=True and not else, but got None with True"),
+        ({"num_classes": 3}, "`num_classes` with classwise=True and not else, but got 3 with False"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"Expected {message}"):
         CalibrationError(task="multiclass", **arguments)
+
+
+def test_one_class_is_not_by_class() -> None:
+    with pytest.raises(ValueError, match='Expected `classwise` with several classes, but got task="binary"'):
+        CalibrationError(task="binary", classwise=True, num_classes=1)
+
+
+def test_wrong_number_of_classes() -> None:
+    metric = CalibrationError(task="multiclass", classwise=True, num_classes=3)
+    with pytest.raises(
+        ValueError, match=r"`probabilities` of num_classes=3 in dimension 1, but got the shape \(1, 2\)"
+    ):
+        metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))

@@ -295,6 +295,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="num_class"):
             metric_class(task="multiclass", num_class=3)
 
+    @pytest.mark.parametrize("metric_class", [BrierScore, CalibrationError])
+    def test_logarithms_are_not_taken_silently(self, metric_class: type[ProbabilityMetric]) -> None:
+        with pytest.raises(ValueError, match="log_input"):
+            metric_class(task="multiclass", log_input=True)
+
 
 @everything
 def test_plot_draws_the_value(metric_class: type[ProbabilityMetric], draw: Draw) -> None:

@@ -1,7 +1,9 @@
 """The classifier: what it learns, logs and predicts."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dropout.modules import Classifier
+from lightning_dropout.modules import Classifier, classifier
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -105,3 +107,44 @@ def test_a_net_with_another_number_of_classes_is_noticed(make_trainer: MakeTrain
     for stage in ("fit", "validate", "test"):
         with pytest.raises(ValueError, match=r"logits of num_classes=3 classes, but got shape \(8, 5\)"):
             getattr(make_trainer(max_epochs=1), stage)(Classifier(nn.Linear(4, 5), 3), blobs)
+
+
+def check_what_counts(make_trainer: MakeTrainer, module: Classifier, blobs: DataLoader[Any]) -> None:
+    """Samples of label -100 are left out of both numbers; a loader of nothing else has none, and no NaN."""
+    x, y = blobs.dataset.tensors
+    y = y.masked_fill(torch.arange(30) % 5 < 2, -100)
+    y[8:16] = -100  # a whole batch
+    sets = [TensorDataset(x, y), TensorDataset(x, torch.full_like(y, -100))]
+    first, second = make_trainer().test(module, [DataLoader(each, batch_size=8) for each in sets], verbose=False)
+    counted = y != -100
+    logits = module.eval()(x)[counted]
+    expected = {
+        "test/loss/dataloader_idx_0": F.cross_entropy(logits, y[counted]).item(),
+        "test/accuracy/dataloader_idx_0": (logits.argmax(1) == y[counted]).double().mean().item(),
+    }
+    assert first == pytest.approx(expected, rel=1e-5)
+    assert second == {}
+
+
+def test_samples_without_a_label_do_not_count(make_trainer: MakeTrainer, blobs: DataLoader[Any]) -> None:
+    check_what_counts(make_trainer, Classifier(small_net(), 3), blobs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("        if count:", "        if True:"),
+        ("== labels)[counted]", "== labels)"),
+        ("self.loss(logits, labels), batch_size=count", "self.loss(logits, labels), batch_size=len(x)"),
+        ("accuracy, batch_size=count", "accuracy, batch_size=len(x)"),
+    ],
+)
+def test_that_check_fails_for_planted_bugs(
+    make_trainer: MakeTrainer, blobs: DataLoader[Any], old: str, new: str
+) -> None:
+    source = inspect.getsource(classifier)
+    assert source.count(old) == 1
+    mutant = ModuleType("mutant")
+    exec(compile(source.replace(old, new), "<mutant>", "exec"), mutant.__dict__)
+    with pytest.raises(AssertionError):
+        check_what_counts(make_trainer, mutant.Classifier(small_net(), 3), blobs)

@@ -253,6 +253,16 @@ def test_a_pass_does_not_depend_on_how_many_follow() -> None:
     assert torch.equal(few, many[:3])
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_only_passes_that_count_are_told(chunk_size: int) -> None:
+    model, x = nn.Sequential(nn.Dropout(0.05)).eval(), torch.ones(1, 1)
+    sampler = sample_file.Sampler(model, find_sites(model), num_samples=4, task="raw", chunk_size=chunk_size)
+    told: list[int] = []
+    prediction = sampler.sample(model, (x,), {}, seed=(0,), on_pass=lambda: told.append(1))
+    assert prediction.variance.item() == 0.0  # so there were extra draws, to see that passes differ
+    assert len(told) == 4
+
+
 def test_masks_differ_between_passes_samples_places_and_seeds() -> None:
     model = nn.ModuleDict({"one": nn.Dropout(0.5), "two": nn.Dropout(0.5)}).eval()
     both = nn.Module()

@@ -1,7 +1,8 @@
 """A W&B server of the smallest size that the real client can talk to: for tests of the online path without a network.
 
-It keeps what arrives (`history`, `summary`, `runs`, `uploads`) and answers only what a run needs; an operation that it
-does not know gets ``{"data": {}}``, so that a newer client is not refused for asking something more. It checks nothing.
+It keeps what arrives (`runs`, `history`, `summary`, `config`, `uploads`, `artifacts`, `views`) and answers only what a
+run or a saved workspace needs; an operation that it does not know gets ``{"data": {}}``, so that a newer client is not
+refused for asking something more. It checks nothing.
 """
 
 from __future__ import annotations
@@ -32,12 +33,22 @@ class FakeWandbServer:
     """History rows by run id."""
     summary: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The last summary by run id."""
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last config by run id, without what the client adds about itself."""
     uploads: dict[str, bytes] = field(default_factory=dict)
     """Uploaded files by path."""
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    """The variables of every artifact that was made, in order."""
+    views: list[dict[str, Any]] = field(default_factory=list)
+    """The variables of every workspace that was saved, in order; ``spec`` is JSON."""
+    ignore: frozenset[str] = frozenset()
+    """Names of GraphQL operations that get no answer: the request hangs until the server stops."""
     operations: list[str] = field(default_factory=list)
     """Names of all GraphQL operations, in order."""
     exit_codes: dict[str, int] = field(default_factory=dict)
     """By run id, of the runs that were finished."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> FakeWandbServer:
         handler = type("Handler", (_Handler,), {"state": self})
@@ -58,8 +69,9 @@ class FakeWandbServer:
 
     def stop(self) -> None:
         """Close the port, so that clients get "connection refused" from now on; once more does nothing."""
-        if not self._thread.is_alive():
+        if self.stopped.is_set():
             return
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -76,6 +88,9 @@ class FakeWandbServer:
             name = variables.get("name")
             if name is not None and name not in known:
                 self.runs.append(variables)
+            if variables.get("config"):
+                values = json.loads(variables["config"])
+                self.config[name] = {key: item["value"] for key, item in values.items() if key != "_wandb"}
             project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": ENTITY}}
             bucket = {
                 "id": f"bucket-{name}",
@@ -91,6 +106,34 @@ class FakeWandbServer:
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables.get("files", [])]
             return {"createRunFiles": {"runID": variables.get("run"), "uploadHeaders": [], "files": files}}
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation == "CreateArtifact":
+            self.artifacts.append(variables["input"])
+            artifact = {"id": f"artifact-{len(self.artifacts)}", "state": "PENDING"}
+            return {"createArtifact": {"artifact": {**artifact, "artifactSequence": {"latestArtifact": None}}}}
+        if operation == "CreateArtifactManifest":
+            file = {"id": "file", "uploadUrl": f"{self.url}/upload/{variables['name']}", "uploadHeaders": []}
+            return {"createArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
+        if operation == "CreateArtifactFiles":
+            edges = [
+                {
+                    "node": {
+                        "storagePath": file["name"],
+                        "uploadUrl": f"{self.url}/upload/{file['name']}",
+                        "uploadHeaders": [],
+                        "uploadMultipartUrls": None,
+                        "artifact": {"id": file["artifactID"]},
+                    }
+                }
+                for file in variables["input"]["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation == "CommitArtifact":
+            return {"commitArtifact": {"artifact": {"id": variables.get("artifactID")}}}
+        if operation == "UpsertView2":
+            self.views.append(variables)
+            return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
         return {}
 
     def receive_stream(self, run_id: str, body: dict[str, Any]) -> None:
@@ -142,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query", ""))
             operation = request.get("operationName") or (match.group(1) if match else "")
             self.state.operations.append(operation)
+            if operation in self.state.ignore:
+                self.state.stopped.wait()
             return self._reply({"data": self.state.answer(operation, request.get("variables") or {})})
         if self.path.endswith("/file_stream"):
             # /files/<entity>/<project>/<run id>/file_stream
