@@ -5,6 +5,7 @@ figure that fails is one line.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -135,9 +136,12 @@ class RunReport(AnyCallback):
             except Exception as error:
                 self._say(error)
                 return
-            self._show(trainer, lambda folder: self._test_figures(scores, names))
-            if self.samples:
-                self._show(trainer, lambda folder: self._least_sure_figures(trainer, least_sure, folder))
+            self._show(
+                trainer,
+                lambda folder: itertools.chain(
+                    self._test_figures(scores, names), self._least_sure_figures(trainer, least_sure, folder)
+                ),
+            )
             self._compare(trainer, scores)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -217,7 +221,7 @@ class RunReport(AnyCallback):
                 log_figure(trainer, key, functools.partial(_as_it_is, figure))
                 count += 1
             if count:
-                rank_zero_info(f"RunReport: {count} figures in {folder}")
+                rank_zero_info(f"RunReport: {count} figure{'s' if count > 1 else ''} in {folder}")
         except Exception as error:
             self._say(error)
 
