@@ -6,9 +6,11 @@ inside each call only (``sampling``), so no hook, exception or interrupt can lea
 here, what happens in a stage in ``sampled_stage.py``.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, cast, get_args
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_dropout import log_keys
@@ -16,7 +18,7 @@ from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_st
 from lightning_dropout.callbacks.ood_scores import has_ood_scores
 from lightning_dropout.callbacks.sampled_rates import check_final_rates, check_rates
 from lightning_dropout.callbacks.sampled_stage import SampledStage, Stage, sampled_modules, uncompiled
-from lightning_dropout.callbacks.validation_temperature import ValidationTemperature, has_temperature
+from lightning_dropout.callbacks.validation_temperature import ValidationTemperature, fingerprint, has_temperature
 from lightning_dropout.randomness import derive_seed
 from lightning_dropout.sampling.folding import check_chunk_size
 from lightning_dropout.sampling.masks import Masks, check_masks
@@ -54,9 +56,13 @@ class MCDropout(AnyCallback):
         rates: ``"trained"``: the rates at the end of training or of the loaded checkpoint, unless these are all 0;
             ``"base"``: those that the
             model was built with; a number: one probability for every site.
-        compare: Whether to run each batch once without dropout, for ``det/*``; and, where the outputs are logits of
-            classes, to divide them by the temperature that made the last validation most likely, for ``temperature/*``:
-            what a single number, fitted in each validation of a fit and kept in the checkpoint, would do for them.
+        compare: Whether to run each batch once without dropout, for ``det/*``.
+        temperature: Whether to compare with one temperature, too, for ``temperature/*``, where the outputs are logits
+            of classes: the plain forward, its logits divided by the number that made the last validation most likely.
+            It is fitted on the first loader of each validation, also of ``trainer.validate``, so test on other data;
+            and kept in checkpoints with what tells the weights that it is of. The forwards of the module and its
+            children are wrapped for the length of a validation: leave it out where a function that was compiled with
+            ``fullgraph=True``, or is scripted, calls them.
         masks: ``"independent"``: a mask for each sample and pass. ``"shared"``: one thinned network for each pass, the
             same for the whole data set.
         chunk_size: How many passes run at a time, folded into the batch, at least 1. On a CPU more than 1 is slower, on
@@ -108,6 +114,7 @@ class MCDropout(AnyCallback):
         labels: Union[str, Callable[[Any], Any], None] = "auto",  # noqa: UP007  (jsonargparse reads it)
         rates: Union[Literal["trained", "base"], float] = "trained",  # noqa: UP007
         compare: bool = True,
+        temperature: bool = True,
         masks: Masks = "independent",
         chunk_size: int = 1,
         output: Union[str, None] = None,  # noqa: UP007
@@ -148,6 +155,7 @@ class MCDropout(AnyCallback):
         self.labels = labels
         self.rates = check_rates(rates)
         self.compare = compare
+        self.temperature = temperature
         self.masks = masks
         self.chunk_size = chunk_size
         self.output = output
@@ -163,16 +171,19 @@ class MCDropout(AnyCallback):
         self._running: SampledStage | None = None  # None outside a sampled stage
         self._watching: ValidationTemperature | None = None  # None outside a validation that fits the temperature
         self._temperature: float | None = None  # of the last validation; NaN if it had none
+        self._weights: float | None = None  # fingerprint of those that it was fitted for
 
     # Not as the state of a callback, whose keys must differ: there may be one for each stage, and at a test another
     # than in the training.
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._temperature is not None:
-            checkpoint.setdefault(_TEMPERATURES, {})[self._logits] = self._temperature
+            found = checkpoint.setdefault(_TEMPERATURES, {})
+            if self._logits not in found or not math.isnan(self._temperature):  # another one of us may have labels
+                found[self._logits] = self._temperature, self._weights
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._temperature = checkpoint.get(_TEMPERATURES, {}).get(self._logits)
+        self._temperature, self._weights = checkpoint.get(_TEMPERATURES, {}).get(self._logits, (None, None))
 
     @property
     def _logits(self) -> str:
@@ -195,6 +206,7 @@ class MCDropout(AnyCallback):
             self._begin(trainer, pl_module, "validate")
         elif (
             self.compare
+            and self.temperature
             and has_temperature(self.task)
             and not (trainer.sanity_checking or uncompiled(pl_module, "validate"))
         ):
@@ -224,13 +236,26 @@ class MCDropout(AnyCallback):
                     "of the other; give them different `stages`, or leave one out."
                 )
             load_missed_state(self, trainer)
-            self._running = SampledStage(self, trainer, pl_module, stage, self._temperature)
+            self._running = SampledStage(self, trainer, pl_module, stage, self._temperature_of(trainer, pl_module))
             self._running.begin()
+
+    def _temperature_of(self, trainer: Any, pl_module: Any) -> float | None:
+        """Return the temperature, if it is of the weights at hand; every rank calls it."""
+        if self._temperature is None or not self.temperature:
+            return None
+        if trainer.strategy.broadcast(fingerprint(pl_module) == self._weights):
+            return self._temperature
+        rank_zero_info("MCDropout: no temperature/*: these are not the weights that the last validation was of.")
+        return None
 
     def _watch(self, trainer: Any, pl_module: Any) -> None:
         self._end()
-        sites = find_sites(pl_module, self.sites, self.exclude, self.kinds)
-        self._watching = ValidationTemperature(self, trainer, sampled_modules(pl_module, sites, self.module))
+        try:
+            sites = find_sites(pl_module, self.sites, self.exclude, self.kinds)
+            targets = sampled_modules(pl_module, sites, self.module)
+        except ValueError:  # the test says it, whose matter it is
+            return
+        self._watching = ValidationTemperature(self, trainer, targets)
 
     def _end(self) -> None:
         for borrowing in (self._running, self._watching):
@@ -254,7 +279,7 @@ class MCDropout(AnyCallback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._enter_step(trainer, batch_idx, dataloader_idx)
-        if self._watching is not None:
+        if self._watching is not None and dataloader_idx == 0:
             self._watching.enter_step()
 
     def on_test_batch_end(
@@ -293,7 +318,7 @@ class MCDropout(AnyCallback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._conclude()
         if self._watching is not None:
-            self._temperature = self._watching.temperature()
+            self._temperature, self._weights = self._watching.temperature(), self._watching.weights
 
     def _conclude(self) -> None:
         if self._running is not None:

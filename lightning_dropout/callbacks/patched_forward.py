@@ -5,8 +5,9 @@ that would copy a compiled forward's markers, and the compiler would pass us by.
 nothing of ours: our forward would call that of the original. So ``__reduce_ex__``, which both ask for, is lent as well.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -96,5 +97,7 @@ class PatchedForwards:
             with self.suspended():
                 return run(original, args, kwargs)
 
+        with suppress(TypeError, ValueError):  # transformers' `generate` reads there what it may pass on
+            call.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         # Around compiled code, never part of it: the compiler can follow neither seeds nor flags.
         return torch.compiler.disable(call)  # type: ignore[no-untyped-call, no-any-return]

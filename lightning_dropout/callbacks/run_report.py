@@ -47,7 +47,8 @@ class RunReport(AnyCallback):
     the band, and the calibration of its intervals; a table of the passes beside the plain forward and one with a fitted
     temperature, with paired intervals. Where the test has out-of-distribution loaders (``ood`` of ``MCDropout``), their
     entropies beside those of the first. Everything is a PNG with a CSV or JSON beside it, and an image under
-    ``report/`` in W&B and TensorBoard. Nothing of it changes what is trained or tested.
+    ``report/`` in W&B and TensorBoard. Of a regression of one input these hold its samples, too; of other data only
+    scores, unless ``samples`` asks for more. Nothing of it changes what is trained or tested.
 
     Args:
         folder: Where to; made if missing. None: ``report`` in the folder of the first logger, or in the trainer's root.
@@ -172,6 +173,7 @@ class RunReport(AnyCallback):
         if (
             isinstance(x, Tensor)
             and isinstance(y, Tensor)
+            and x.ndim > 0
             and x.numel() == y.numel() == len(x)
             and x.is_floating_point()
         ):

@@ -106,6 +106,8 @@ def _root(slopes: Callable[[float], tuple[float, float, float]]) -> float:
         if abs(following - inverse) <= _PRECISION * inverse:
             break
         inverse = following
+    else:  # steps of 1 / margin, up a slope without an end: all samples are right, and surely so
+        return math.nan
     temperature = 1.0 / following
     inside = TEMPERATURES[0] * (1.0 + 10 * _PRECISION) < temperature < TEMPERATURES[1] * (1.0 - 10 * _PRECISION)
     return temperature if inside else math.nan

@@ -1,6 +1,7 @@
 """Another ``forward`` for a while: ours is called, the module inside is as it was, and everything comes back."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,3 +201,12 @@ def test_eager_parts_of_a_compiled_module_that_is_not_patched_are_still_ours() -
     compiled = torch.compile(module, backend="eager")
     assert compiled(torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
     forwards.give_back()
+
+
+def test_the_signature_is_that_of_the_forward() -> None:
+    layer, forwards = nn.Linear(1, 1), PatchedForwards()
+    forwards.patch(layer, lambda original, args, kwargs: original(*args, **kwargs))
+    try:
+        assert list(inspect.signature(layer.forward).parameters) == ["input"]
+    finally:
+        forwards.give_back()

@@ -455,3 +455,11 @@ def test_two_ranks_report_as_one_of_all_rows(tmp_path: Path) -> None:
                 assert two["mc"]["aurc"] == pytest.approx(single["mc"]["aurc"], rel=1e-4)
             else:
                 assert two["mc"]["counts"] == single["mc"]["counts"]
+
+
+def test_samples_that_are_single_numbers_do_not_end_a_training(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    module = Regressor(nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.2), nn.Linear(4, 1)))
+    callback = RunReport(str(tmp_path))
+    trainer = make_trainer(callback)
+    callback.on_train_batch_start(trainer, module, (torch.tensor(0.5), torch.tensor(1.0)), 0)
+    assert callback._train["input"] == []

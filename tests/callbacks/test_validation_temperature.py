@@ -1,5 +1,6 @@
 """The column of one temperature: fitted in a validation, kept in checkpoints, applied to the plain forward."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def test_it_comes_back_with_the_weights_that_it_was_fitted_to(make_trainer: Make
         other = MCDropout(3, task="multiclass", stages=["test"])
         seen[path] = make_trainer(other).test(module_of(), data(seed=1), ckpt_path=path, verbose=False)[0]
         stored = torch.load(path, weights_only=True)["lightning_dropout_temperatures"]
-        assert stored == {"auto:": other._temperature}
+        assert stored == {"auto:": (other._temperature, other._weights)}
     first, second = (values["test/temperature/nll"] for values in seen.values())
     assert first != second
 
@@ -132,11 +133,14 @@ def test_a_validation_of_its_own_fits_it_too(make_trainer: MakeTrainer) -> None:
     assert callback._temperature == pytest.approx(fit_temperature(outputs, target, task="multiclass"))
 
 
-@pytest.mark.parametrize("compare", [True, False])
-def test_no_comparison_no_temperature(compare: bool, make_trainer: MakeTrainer) -> None:
-    callback = MCDropout(5, task="multiclass", compare=compare)
-    make_trainer(callback).validate(module_of(), data(), verbose=False)
-    assert (callback._temperature is not None) is compare
+@pytest.mark.parametrize("arguments", [{}, {"compare": False}, {"temperature": False}])
+def test_no_comparison_no_temperature(arguments: dict[str, bool], make_trainer: MakeTrainer) -> None:
+    callback = MCDropout(5, task="multiclass", **arguments)  # type: ignore[arg-type]
+    module = module_of()
+    make_trainer(callback).validate(module, data(), verbose=False)
+    assert (callback._temperature is None) is bool(arguments)
+    found = make_trainer(callback).test(module, data(seed=1), verbose=False)[0]
+    assert ("test/temperature/nll" in found) is not bool(arguments)
 
 
 def test_only_the_first_loader_counts(make_trainer: MakeTrainer) -> None:
@@ -156,12 +160,15 @@ def test_labels_that_are_ignored_do_not_count(make_trainer: MakeTrainer) -> None
     assert callback._temperature == pytest.approx(fit_temperature(outputs, target, task="multiclass"))
 
 
-def test_what_is_too_much_is_thinned_at_random(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_VALUES", 900), ("_MOST_ROWS", 300)])
+def test_what_is_too_much_is_thinned_at_random(
+    limit: str, most: int, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, callback = module_of(), MCDropout(5, task="multiclass")
     loader = data(rows=900)
     outputs, target = plain(module, loader)
     whole = fit_temperature(outputs, target, task="multiclass")
-    monkeypatch.setattr(validation_temperature, "_MOST_VALUES", 900)  # of 2,700
+    monkeypatch.setattr(validation_temperature, limit, most)  # a third
     sizes = []
     monkeypatch.setattr(
         validation_temperature,
@@ -212,3 +219,50 @@ def test_without_errors_there_is_a_line_instead(
         found = trainer.test(module, data(seed=1), verbose=False)[0]
     assert ("test/temperature/nll" in found) is determined
     assert any("no test/temperature/*" in record.getMessage() for record in caplog.records) is not determined
+
+
+def test_other_weights_than_those_validated_have_no_column(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    callback, module = MCDropout(3, task="multiclass"), module_of()
+    checkpoints = ModelCheckpoint(tmp_path, save_weights_only=True, save_top_k=-1, filename="{epoch}")
+    trainer = make_trainer(callback, checkpoints, max_epochs=3)
+    trainer.fit(module, data(), data(seed=1))
+    assert "test/temperature/nll" in trainer.test(module, data(seed=2))[0]
+    # without the callbacks' states, so what is in memory is of the last epoch
+    assert "test/temperature/nll" not in trainer.test(module, data(seed=2), ckpt_path=str(tmp_path / "epoch=0.ckpt"))[0]
+    assert "test/temperature/nll" in trainer.test(module, data(seed=2), ckpt_path=str(tmp_path / "epoch=2.ckpt"))[0]
+
+
+class Busy(Sure):
+    """Calls itself outside of the step, writes into what it got."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.bank = [weakref.ref(self(torch.ones(2, 4))) for _ in range(3)]
+
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        assert not any(output() is not None for output in self.bank)
+        self(batch[0]).mul_(10.0)
+
+
+def test_nothing_is_held_and_logits_are_those_of_the_call(make_trainer: MakeTrainer) -> None:
+    callback, module = MCDropout(3, task="multiclass"), Busy().eval()
+    make_trainer(callback).validate(module, data(seed=1))
+    outputs, target = plain(module, data(seed=1))
+    assert callback._temperature == pytest.approx(fit_temperature(outputs, target, task="multiclass"))
+
+
+def test_a_second_callback_without_labels_leaves_the_temperature_in_the_checkpoint(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    first, second = MCDropout(3, task="multiclass"), MCDropout(3, task="multiclass", stages=["predict"], labels=None)
+    trainer = make_trainer(first, second, max_epochs=1)
+    trainer.fit(module_of(), data(), data(seed=1))
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    stored = torch.load(tmp_path / "two.ckpt", weights_only=True)["lightning_dropout_temperatures"]
+    assert stored["auto:"][0] == first._temperature
+
+
+@pytest.mark.parametrize("settings", [{"labels": lambda batch: batch["target"]}, {"module": "head"}])
+def test_what_fits_the_test_only_does_not_end_a_fit(settings: Any, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(MCDropout(3, task="multiclass", **settings), max_epochs=1)
+    trainer.fit(module_of(), data(), data(seed=1))
+    assert trainer.global_step

@@ -104,3 +104,13 @@ def test_shapes_are_checked(arguments: Any, message: str) -> None:
 def test_arguments_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}`.*but got {value}"):
         paired_bootstrap(torch.zeros(2), torch.zeros(2), **{name: value})
+
+
+def test_many_samples_have_the_interval_that_resampling_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.rand(3000, generator=torch.Generator().manual_seed(0)) ** 3
+    drawn = paired_bootstrap(values, torch.zeros(3000))
+    monkeypatch.setattr("lightning_dropout.metrics.bootstrap._MOST_DRAWN", 2000)
+    known = paired_bootstrap(values, torch.zeros(3000))
+    assert known.mean == drawn.mean
+    assert known != drawn
+    assert known[1:] == pytest.approx(drawn[1:], rel=0.01)

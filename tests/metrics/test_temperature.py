@@ -136,3 +136,9 @@ def test_far_starts_converge_in_few_steps() -> None:
 
     assert fit_temperature(logits, target, task="multiclass", summed=counted) == pytest.approx(18.0, rel=0.15)
     assert len(calls) < 20
+
+
+@pytest.mark.parametrize("margin", [3.0, 12.0, 40.0, 100.0])
+def test_samples_that_are_all_surely_right_have_none(margin: float) -> None:
+    logits = torch.tensor([[margin, 0.0]]).repeat(5, 1)
+    assert math.isnan(fit_temperature(logits, torch.zeros(5).long(), task="multiclass"))
