@@ -1,13 +1,14 @@
 """The passes are seen while they run, under every bar, and nothing in a bar stops a stage."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch
 import pytest
 import pytorch_lightning
+import rich
 import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
@@ -24,6 +25,15 @@ pytestmark = [
 ]
 MakeTrainer = Callable[..., Any]
 T = 6
+
+
+@pytest.fixture(autouse=True)
+def _own_console() -> Iterator[None]:
+    """Give back rich's global console, into which Lightning prints its tables: a bar with arguments changes it."""
+    console = rich.get_console()
+    before = console.__dict__
+    yield
+    console.__dict__ = before
 
 
 @pytest.fixture(autouse=True)
