@@ -27,7 +27,7 @@ from lightning_dropout.callbacks.validation_temperature import at_temperature
 from lightning_dropout.sampling.activation import resting
 from lightning_dropout.sampling.inputs import copied
 from lightning_dropout.sampling.outputs import select
-from lightning_dropout.sampling.prediction import MCPrediction, Outputs, Statistics
+from lightning_dropout.sampling.prediction import MCPrediction, of_one_pass
 from lightning_dropout.sampling.sample import Sampler
 from lightning_dropout.sites import Site, find_sites
 
@@ -190,10 +190,10 @@ class SampledStage:
                 own_args, own_kwargs = copied((args, kwargs))
                 plain = original(*own_args, **own_kwargs)
             outputs = select(plain, settings.output, settings.task, settings.class_dim)
-            sides["det"] = self._prediction(outputs)
+            sides["det"] = of_one_pass(outputs, settings.task, settings.class_dim)
             if self.temperature is not None and isinstance(outputs, Tensor):
                 scaled = at_temperature(outputs, self.temperature, settings.task, settings.class_dim)
-                sides["temperature"] = self._prediction(scaled)
+                sides["temperature"] = of_one_pass(scaled, settings.task, settings.class_dim)
         sides["mc"] = prediction = sampler.sample(
             original,
             args,
@@ -207,11 +207,6 @@ class SampledStage:
         self._calls.append(sides)
         self.report.add(dataloader_idx, prediction)
         return prediction.predictive
-
-    def _prediction(self, outputs: Outputs) -> MCPrediction:
-        statistics = Statistics(self.settings.task, self.settings.class_dim)
-        statistics.update(outputs)
-        return statistics.result(outputs)
 
     def _pass_by(
         self, child: nn.Module, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -18,7 +18,7 @@ from lightning_dropout.metrics.probability_metric import ClassificationTask
 from lightning_dropout.metrics.temperature import fit_temperature
 from lightning_dropout.sampling.losses import IGNORED
 from lightning_dropout.sampling.outputs import select
-from lightning_dropout.sampling.prediction import Statistics, Task
+from lightning_dropout.sampling.prediction import Task, of_one_pass
 
 if TYPE_CHECKING:
     from lightning_dropout.callbacks.mc_dropout import MCDropout
@@ -107,9 +107,8 @@ class ValidationTemperature:
         if calls != 1 or values is None:
             return
         with suppress(Exception):  # the test says it; a validation does not end for the sake of a baseline
-            statistics = Statistics(self.settings.task, self.settings.class_dim)
-            statistics.update(values)
-            labels = self._labels.labels(batch, statistics.result(values))
+            prediction = of_one_pass(values, self.settings.task, self.settings.class_dim)
+            labels = self._labels.labels(batch, prediction)
             if labels is not None:
                 self._keep(values, labels)
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_dropout.metrics.intervals import gaussian_quantiles
+
 __all__ = ["Difference", "paired_bootstrap"]
 
 _MOST_DRAWN = 100_000  # samples; 2000 resamples of a million take minutes
@@ -75,16 +77,15 @@ def paired_bootstrap(
     if len(differences) == 0 or not bool(differences.isfinite().all()):
         return Difference(torch.nan, torch.nan, torch.nan)
     mean = differences.mean().item()
+    tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
     if len(differences) > _MOST_DRAWN:  # means of so many are normal, and their spread is known
-        reach = 2.0**0.5 * torch.erfinv(torch.tensor(confidence, dtype=torch.float64))
-        reach = (reach * differences.std() / len(differences) ** 0.5).item()
-        return Difference(mean, mean - reach, mean + reach)
+        low, high = gaussian_quantiles(differences.mean(), differences.var() / len(differences), tails).tolist()
+        return Difference(mean, low, high)
     generator = torch.Generator().manual_seed(seed)
     means: list[Tensor] = []
     rows = max(1, _INDICES // len(differences))
     for begin in range(0, num_resamples, rows):
         shape = min(rows, num_resamples - begin), len(differences)
         means.append(differences[torch.randint(len(differences), shape, generator=generator)].mean(1))
-    tail = (1.0 - confidence) / 2.0
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.cat(means).quantile(torch.tensor(tails, dtype=torch.float64)).tolist()
     return Difference(mean, low, high)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_dropout.metrics.probability_metric import ClassificationTask
+from lightning_dropout.sampling.moments import wide
 
 __all__ = ["TEMPERATURES", "fit_temperature"]
 
@@ -68,7 +69,7 @@ def fit_temperature(
     if task != "multiclass":  # as two classes, "no" with a logit of 0
         logits, target = logits.reshape(-1), target.reshape(-1)
         logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    logits = wide(logits)
     of_target = logits.gather(1, target[:, None])
     usable = (logits.isfinite() | logits.isneginf()).all(1) & of_target[:, 0].isfinite()
     # Only differences from the target matter; and where a class is ruled out, 0 * inf is never met.

@@ -6,7 +6,6 @@ test of one class, without errors or without labels has a report, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_dropout import log_keys
-from lightning_dropout.metrics import CalibrationError, ood_auroc, risk_coverage
+from lightning_dropout.metrics import CalibrationError, gaussian_quantiles, ood_auroc, risk_coverage
 from lightning_dropout.reports.calibration_figures import IntervalCoverage, draw_interval_coverage, draw_reliability
 from lightning_dropout.reports.regression_figures import RegressionBand, draw_band
 from lightning_dropout.reports.uncertainty_figures import Histogram, RiskCoverage, draw_histograms, draw_risk_coverage
@@ -140,10 +139,6 @@ def _draw_values(sides: Mapping[str, Scores], train: Scores | None) -> Iterator[
 
 def _coverage(scores: Scores) -> IntervalCoverage:
     """Return how many targets lie in the central intervals of a normal distribution with that mean and spread."""
-    error, std = scores["error"].double().abs(), scores["std"].double()
-    observed, width = [], []
-    for level in _LEVELS:
-        reach = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
-        observed.append((error <= reach * std).double().mean().item())
-        width.append((2.0 * reach * std).mean().item())
-    return IntervalCoverage.of(_LEVELS, observed, width)
+    error, variance = scores["error"].double(), scores["std"].double().square()
+    upper = gaussian_quantiles(torch.zeros_like(error), variance, [(1.0 + level) / 2.0 for level in _LEVELS])
+    return IntervalCoverage.of(_LEVELS, (error.abs() <= upper).double().mean(1), (2.0 * upper).mean(1))

@@ -16,7 +16,7 @@ from lightning_dropout.sampling.moments import LogMeanExp, Moments, entropy, wid
 if TYPE_CHECKING:
     from lightning_dropout.sampling.reuse import Reuse
 
-__all__ = ["MCPrediction", "Outputs", "Statistics", "Task", "check_task"]
+__all__ = ["MCPrediction", "Outputs", "Statistics", "Task", "check_task", "of_one_pass"]
 
 Task = Literal["binary", "multiclass", "multilabel", "regression", "gaussian", "probabilities", "raw"]
 Outputs = Tensor | tuple[Tensor, Tensor]  # a pair only for "gaussian": mean, log-variance
@@ -333,6 +333,18 @@ def check_task(task: str) -> None:
             f"Expected `task` to be one of {', '.join(get_args(Task))}, but got {task!r}; there is no default, "
             "since averaging logits where probabilities are meant gives another answer."
         )
+
+
+def of_one_pass(outputs: Outputs, task: Task, class_dim: int) -> MCPrediction:
+    """Return the prediction that a single output makes.
+
+    Example:
+        >>> of_one_pass(torch.tensor([[0.0, 0.0]]), "multiclass", class_dim=1).mean
+        tensor([[0.5000, 0.5000]])
+    """
+    statistics = Statistics(task, class_dim)
+    statistics.update(outputs)
+    return statistics.result(outputs)
 
 
 def check_outputs(outputs: object, task: Task, class_dim: int) -> Outputs:

@@ -27,7 +27,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dropout.callbacks import MCDropout, RunReport
+from lightning_dropout.callbacks import MCDropout, RunReport, sampled_stage
 from lightning_dropout.callbacks.sample_table import SampleScores
 from lightning_dropout.callbacks.sampled_stage import SampledStage
 from lightning_dropout.configuration import quiet_lightning
@@ -161,7 +161,7 @@ def share(name: str, case: Case, options: argparse.Namespace, folder: str) -> Re
     module = Classifier(case.build(), num_classes=10)
     trainer.validate(module, loader, verbose=False)  # fits the temperature of the third column
     methods = {
-        "predictions": (SampledStage, "_prediction"),  # det and temperature, from their logits
+        "predictions": (sampled_stage, "of_one_pass"),  # det and temperature, from their logits
         "batches": (SampledStage, "leave_step"),
         "rows": (SampleScores, "add"),  # a part of the batches
         "end": (SampledStage, "conclude"),
