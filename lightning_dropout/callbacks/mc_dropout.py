@@ -183,7 +183,10 @@ class MCDropout(AnyCallback):
                 found[self._logits] = self._temperature, self._weights
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._temperature, self._weights = checkpoint.get(_TEMPERATURES, {}).get(self._logits, (None, None))
+        # a checkpoint without it, of weights alone, takes nothing away: the fingerprint says whether it still holds
+        self._temperature, self._weights = checkpoint.get(_TEMPERATURES, {}).get(
+            self._logits, (self._temperature, self._weights)
+        )
 
     @property
     def _logits(self) -> str:
