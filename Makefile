@@ -19,14 +19,14 @@ test: .venv/dev.ok
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-slow: .venv/dev.ok .venv/torch-uncertainty.ok test-releases
-	$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
+	$(BIN)/python -m pytest -m "slow or fault" --timeout 1200 $(ARGS)
 
 test-releases: $(OLD_RUNS)
 
 # Everything but Lightning comes from the main environment; tests/conftest.py checks that Lightning does not.
 $(OLD_RUNS): test-lightning-%: .venv/lightning-%.ok
 	LIGHTNING_RELEASE=$* PYTHONPATH=$(CURDIR)/.venv/lightning-$* \
-		$(BIN)/python -m pytest -n 2 -m "not slow" tests/callbacks tests/test_clock.py
+		$(BIN)/python -m pytest -n 2 -m "not slow" tests/callbacks tests/checkpoints tests/test_clock.py
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check .

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_dropout.callbacks import DropoutScheduler as DropoutScheduler
+    from lightning_dropout.callbacks import FiniteLoss as FiniteLoss
+    from lightning_dropout.callbacks import GracefulStop as GracefulStop
     from lightning_dropout.callbacks import MCDropout as MCDropout
     from lightning_dropout.callbacks import RankRandomness as RankRandomness
+    from lightning_dropout.callbacks import ResumeCheck as ResumeCheck
     from lightning_dropout.callbacks import RunReport as RunReport
+    from lightning_dropout.callbacks import StepRandomness as StepRandomness
     from lightning_dropout.callbacks import StochasticDepthScheduler as StochasticDepthScheduler
     from lightning_dropout.callbacks import restore_rates as restore_rates
     from lightning_dropout.conversion import convert_stochastic_depth as convert_stochastic_depth
@@ -34,9 +38,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DropoutScheduler": "callbacks",
+    "FiniteLoss": "callbacks",
+    "GracefulStop": "callbacks",
     "MCDropout": "callbacks",
     "RankRandomness": "callbacks",
+    "ResumeCheck": "callbacks",
     "RunReport": "callbacks",
+    "StepRandomness": "callbacks",
     "StochasticDepthScheduler": "callbacks",
     "restore_rates": "callbacks",
     "convert_stochastic_depth": "conversion",
@@ -60,6 +68,7 @@ _HOMES = {
 }
 _ROOMS = (
     "callbacks",
+    "checkpoints",
     "configuration",
     "conversion",
     "data",

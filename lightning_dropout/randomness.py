@@ -11,7 +11,7 @@ import numbers
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "own_states",
     "random_states",
     "seed_everywhere",
+    "seeded_generators",
     "torch_states",
 ]
 
@@ -97,13 +98,33 @@ def isolated_generators(generators: Sequence[torch.Generator], own: Sequence[Own
     """Give torch's ``generators``, those of modules, numpy's and Python's back as they were."""
     states = [(each, _state(each)) for each in (*generators, *own)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
+
+    def give_back() -> None:
         for each, state in states:
             _give_back(each, state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+    with (stack := ExitStack()), stack:
+        stack.callback(give_back)
+        stack.callback(give_back)  # once more: an interrupt may have hit the first, or the way out
+        yield
+
+
+@contextmanager
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Draw on the CPU from generators that are seeded for it, and give them back as they were.
+
+    Example:
+        >>> with seeded_generators(5):
+        ...     first = torch.rand(1)
+        >>> with seeded_generators(5):
+        ...     print(torch.rand(1) == first)
+        tensor([True])
+    """
+    with isolated_generators([torch.default_generator]):
+        seed_everywhere(seed, [torch.default_generator])
+        yield
 
 
 def _state(generator: OwnGenerator) -> Any:

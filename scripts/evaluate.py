@@ -1,6 +1,7 @@
 """Test or predict with a checkpoint: ``python scripts/evaluate.py ckpt_path=outputs/<run>/checkpoints/best.ckpt``.
 
-``stage=predict`` writes one row a sample, with the mean, spread and entropies of the passes.
+``stage=predict`` writes one row a sample, with the mean, spread and entropies of the passes. One process does it unless
+``+run.trainer.devices=2`` asks for more, which share the samples out.
 """
 
 import json
@@ -30,7 +31,7 @@ os.environ.setdefault("LIGHTNING_DROPOUT_STAMP", time.strftime("%Y-%m-%d_%H-%M-%
 def config_of_run(cfg: DictConfig) -> DictConfig:
     """Return the config that the checkpoint was trained with, with the changes asked for."""
     run = config_of_checkpoint(cfg.ckpt_path)
-    run.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})  # one process counts each sample once
+    run.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})  # whatever it was trained on
     for name in ("learning_rate", "checkpoint", "last_checkpoint"):
         run.callbacks[name] = None  # only for training
     changes = {"output_dir": cfg.output_dir}
@@ -59,6 +60,7 @@ def main(cfg: DictConfig) -> None:
 
     from lightning.pytorch import seed_everything  # only now: wrong words answer at once
 
+    from lightning_dropout.callbacks import gather_predictions
     from lightning_dropout.reports.predictions import check_format, prediction_table, write_table
 
     check_format(check_name(cfg.output, "output"))
@@ -74,11 +76,14 @@ def main(cfg: DictConfig) -> None:
             for loader in trainer.test(module, data, ckpt_path=cfg.ckpt_path)
             for key, value in loader.items()
         }
-        (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-        print(f"Metrics: {folder / 'evaluation.json'}")
+        if trainer.is_global_zero:
+            (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+            print(f"Metrics: {folder / 'evaluation.json'}")
     else:
         batches = trainer.predict(module, data, ckpt_path=cfg.ckpt_path)
-        print(f"Predictions: {write_table(prediction_table(batches), folder / cfg.output)}")
+        samples = gather_predictions(trainer, batches)
+        if trainer.is_global_zero:
+            print(f"Predictions: {write_table(prediction_table([samples]), folder / cfg.output)}")
 
 
 if __name__ == "__main__":

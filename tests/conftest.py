@@ -71,6 +71,25 @@ def _sibling(name: str) -> ModuleType:
 
 
 FakeWandbServer = _sibling("fake_wandb_server").FakeWandbServer
+_faults = _sibling("faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named = {test for fault in _faults.FAULTS for test in fault.tests}
+    for item in items:
+        if _faults.place_of(item.nodeid) in named:
+            item.add_marker("fault")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    outcomes = [
+        (report.nodeid, "failed" if state == "error" else state)
+        for state in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.stats.get(state, [])
+        if isinstance(report, pytest.TestReport)
+    ]
+    for line in _faults.summary(outcomes) if outcomes else ():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

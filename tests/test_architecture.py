@@ -22,6 +22,7 @@ ROOMS = [
     "sampling",
     "metrics",
     "reports",
+    "checkpoints",
     "callbacks",
     "models",
     "modules",

@@ -15,7 +15,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(str(path.relative_to(CONF).parent) for path in CONF.glob("**/*.yaml") if path.parent != CONF)
 OPTIONS = [
     (group, path.stem)
-    for group in sorted(set(GROUPS) - {"hydra", "experiment"})
+    for group in sorted(set(GROUPS) - {"hydra", "hydra/launcher", "experiment"})
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 

@@ -1,5 +1,6 @@
 """The README: its Python runs as it stands, and its words are those of the command line."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def test_every_option_stands_in_the_table(group: str) -> None:
 
 def test_no_number_is_missing() -> None:
     assert "@@" not in README
+
+
+def test_the_counts_of_killed_trainings_are_those_of_the_script() -> None:
+    found = json.loads((ROOT / "scripts" / "benchmarks" / "kill_and_resume.json").read_text())
+    told = " ".join(README.split())
+    for way, row in (
+        ("with the above", found),
+        ('plain Lightning, `ckpt_path=".../last.ckpt"`', found["plain_lightning"]),
+    ):
+        assert f"| {way} | {row['points']} | {row['bit_equal']} | {row['last_checkpoint_unreadable']} |" in told
+    inside, across = found["inside_a_write"], found["inside_a_write_across_file_systems"]
+    assert f"Of the {found['kills']} kills {inside} came inside a checkpoint write, {across} of these" in told
 
 
 def test_pictures_and_links_exist() -> None:

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_state
+from lightning_dropout.callbacks.any_callback import load_missed_state
+from lightning_dropout.callbacks.borrower import Borrower
 from lightning_dropout.callbacks.ood_scores import has_ood_scores
 from lightning_dropout.callbacks.sampled_rates import check_final_rates, check_rates
 from lightning_dropout.callbacks.sampled_stage import SampledStage, Stage, sampled_modules, uncompiled
@@ -33,7 +34,7 @@ Observer = Callable[[int, Any, Mapping[str, MCPrediction], Tensor | None], None]
 _TEMPERATURES = "lightning_dropout_temperatures"  # in a checkpoint: by the logits that they are of
 
 
-class MCDropout(AnyCallback):
+class MCDropout(Borrower):
     """Let ``trainer.test`` and ``trainer.predict`` see the mean of T stochastic passes.
 
     Training: nothing, except that a schedule which ends at 0 is refused at once, since sampling would find nothing.
@@ -216,22 +217,16 @@ class MCDropout(AnyCallback):
             self._watch(trainer, pl_module)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self._end()
+        self.give_back()
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        self._end()
+        self.give_back()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._end()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._end()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._end()
+        self.give_back()
 
     def _begin(self, trainer: Any, pl_module: Any, stage: Stage) -> None:
-        self._end()
+        self.give_back()
         if stage in self.stages:
             if any(isinstance(other, MCDropout) and other._running is not None for other in trainer.callbacks):
                 raise ValueError(
@@ -252,15 +247,16 @@ class MCDropout(AnyCallback):
         return None
 
     def _watch(self, trainer: Any, pl_module: Any) -> None:
-        self._end()
+        self.give_back()
         try:
             sites = find_sites(pl_module, self.sites, self.exclude, self.kinds)
             targets = sampled_modules(pl_module, sites, self.module)
         except ValueError:  # the test says it, whose matter it is
             return
-        self._watching = ValidationTemperature(self, trainer, targets)
+        self._watching = ValidationTemperature(self, trainer)
+        self._watching.begin(targets)
 
-    def _end(self) -> None:
+    def give_back(self) -> None:
         for borrowing in (self._running, self._watching):
             if borrowing is not None:
                 borrowing.end()

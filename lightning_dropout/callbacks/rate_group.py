@@ -72,10 +72,10 @@ class RateGroup:
 
     def give_back(self) -> None:
         """Return what was lent, and take no more stairs; the rates stay as they are."""
-        tensors, self._tensors = self._tensors, None
+        if self._tensors is not None:
+            self._tensors.give_back()
+            self._tensors = None
         self._sort(lent=[], stepped=[])
-        if tensors is not None:
-            tensors.give_back()
 
     def set(self, progress: float) -> None:
         """Give every site its rate at ``progress``.

@@ -5,6 +5,7 @@ checkpointing reads it again in backward, and a mid-epoch resume skips the start
 modules hold. What the run borrows, the model's own rates, is given back at its end.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -14,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.any_callback import AnyCallback, load_missed_state
+from lightning_dropout.callbacks.any_callback import load_missed_state
+from lightning_dropout.callbacks.borrower import Borrower
 from lightning_dropout.callbacks.first_forward import FirstForward
 from lightning_dropout.callbacks.log_plan import log_plan
 from lightning_dropout.callbacks.rate_arguments import Assignment, Rates, read_rates
@@ -45,7 +47,7 @@ CompileMode = Literal["auto", "tensor", "stairs", "off"]
 _GRAPHS_PER_VALUE = 4
 
 
-class RateScheduler(AnyCallback):
+class RateScheduler(Borrower):
     """What both schedulers share; use :class:`DropoutScheduler` or :class:`StochasticDepthScheduler`.
 
     A subclass says which ``kinds`` it drives, under which ``prefix`` it logs and which ``option`` chooses it.
@@ -103,6 +105,12 @@ class RateScheduler(AnyCallback):
         return self._first_forward.findings
 
     @property
+    def plan(self) -> str:
+        """Which sites follow which schedule, in words that are equal in every process that does the same."""
+        told = "; ".join(f"{each.pattern}: {each.schedule!r}" for each in self._plan)
+        return re.sub(r" at 0x[0-9a-f]+", "", f"{self._argument} {told}")
+
+    @property
     def state_key(self) -> str:
         return type(self).__name__ + (f"[{self._name}]" if self._name else "")
 
@@ -117,10 +125,11 @@ class RateScheduler(AnyCallback):
         self._resumed_steps = state_dict.get("steps")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._fill(pl_module)  # now, so that callbacks that come earlier in the list find the sites, too
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._give_back()
+        self._give_back_rates()
         self._fill(pl_module)  # what `configure_model` has built since
         groups = [self._group(pl_module, each) for each in self._plan]
         self._refuse_shared(trainer, groups)
@@ -175,12 +184,6 @@ class RateScheduler(AnyCallback):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         self._apply_trained(trainer, pl_module)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._end()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._end()
 
     def base_rate(self, site: Site) -> float | None:
         """Return the rate that the model was built with; ``None`` while this scheduler has not changed it."""
@@ -367,7 +370,7 @@ class RateScheduler(AnyCallback):
 
     def _apply_trained(self, trainer: Any, model: nn.Module) -> None:
         """Bring the last trained rates, or those of the loaded checkpoint, back for evaluation."""
-        self._give_back()
+        self._give_back_rates()
         load_missed_state(self, trainer)
         self._resumed_steps = None  # for a fit that goes on, not for one that comes after this
         if not self._trained:
@@ -381,7 +384,7 @@ class RateScheduler(AnyCallback):
     def _borrow(self, sites: Iterable[Site]) -> None:
         self._borrowed = [(site, site.held) for site in sites]
 
-    def _give_back(self) -> None:
+    def _give_back_rates(self) -> None:
         self._trained = self._rates_so_far()
         self._driving = False
         self._roots = set()
@@ -391,9 +394,9 @@ class RateScheduler(AnyCallback):
             site.give_back(held)
         self._borrowed, self._groups = [], []
 
-    def _end(self) -> None:
+    def give_back(self) -> None:
         self._first_forward.stop()
-        self._give_back()
+        self._give_back_rates()
         for slot in self._filled:
             slot.give_back()
         self._filled = []

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_dropout import log_keys
-from lightning_dropout.callbacks.any_callback import AnyCallback
 from lightning_dropout.callbacks.batch_labels import inputs_of, labels_of
+from lightning_dropout.callbacks.borrower import Borrower
 from lightning_dropout.callbacks.least_sure import LeastSure
 from lightning_dropout.callbacks.log_figure import log_figure, log_table
 from lightning_dropout.callbacks.mc_dropout import MCDropout
@@ -39,7 +39,7 @@ _MOST_TRAINING_SAMPLES = 2000  # of a regression of one input, for its figure
 _SIDES = (log_keys.DET, log_keys.TEMPERATURE, log_keys.MC)
 
 
-class RunReport(AnyCallback):
+class RunReport(Borrower):
     """Write figures of what dropout did in a run, and the numbers behind them, and show them in the loggers.
 
     Training: the rates that were logged, the losses and the gap between them. Test with ``MCDropout``: reliability,
@@ -120,7 +120,7 @@ class RunReport(AnyCallback):
     # --- test -------------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        self._forget()
+        self.give_back()
         for callback in trainer.callbacks:
             if isinstance(callback, MCDropout) and "test" in callback.stages:
                 self._foreign = ood_names(trainer, callback.ood)
@@ -130,7 +130,7 @@ class RunReport(AnyCallback):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         scores, names, least_sure = self._scores, self._foreign, self._least_sure
-        self._forget()
+        self.give_back()
         if scores is not None:
             try:
                 scores = scores.over_ranks(trainer)
@@ -145,15 +145,10 @@ class RunReport(AnyCallback):
             )
             self._compare(trainer, scores)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._forget()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+    def give_back(self) -> None:
         for callback in self._watched:
-            callback.observers.remove(self._observe)
+            if self._observe in callback.observers:
+                callback.observers.remove(self._observe)
         self._watched, self._scores, self._foreign, self._least_sure = [], None, (), LeastSure(self.samples)
 
     def _observe(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from lightning_dropout import log_keys
@@ -22,6 +23,7 @@ from lightning_dropout.callbacks.ood_scores import OODScores, has_ood_scores, oo
 from lightning_dropout.callbacks.pass_progress import PassProgress
 from lightning_dropout.callbacks.pass_report import PassReport
 from lightning_dropout.callbacks.patched_forward import PatchedForwards
+from lightning_dropout.callbacks.repeated_rows import first_rows, unrepeated_rows
 from lightning_dropout.callbacks.sampled_rates import base_rates
 from lightning_dropout.callbacks.validation_temperature import at_temperature
 from lightning_dropout.sampling.activation import resting
@@ -42,6 +44,11 @@ _BATCHES: dict[Stage, str] = {
     "test": "num_test_batches",
     "predict": "num_predict_batches",
     "validate": "num_val_batches",
+}
+_LOADERS: dict[Stage, str] = {
+    "test": "test_dataloaders",
+    "predict": "predict_dataloaders",
+    "validate": "val_dataloaders",
 }
 _DEV_RUN_RATE = 0.1
 _FIRST_TO_LOG_KEYS_OF_LOADERS = (2, 5, 3)  # before, `log` refused a key that names its loader; what it calls did not
@@ -177,9 +184,8 @@ class SampledStage:
     def _sample(
         self, sampler: Sampler, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        if not self._in_step:
+        if self._step is None:
             return original(*args, **kwargs)
-        assert self._step is not None  # noqa: S101  (we are in one)
         if self._outermost not in (None, sampler.model):
             self._refuse_second(sampler.model)
         self._outermost = sampler.model
@@ -205,21 +211,15 @@ class SampledStage:
         )
         self._guarded.add(dataloader_idx)
         self._calls.append(sides)
-        self.report.add(dataloader_idx, prediction)
         return prediction.predictive
 
     def _pass_by(
         self, child: nn.Module, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Call a child that drops nothing: behind the sampled one it would go on with the mean of its features."""
-        if self._in_step and self._outermost not in (None, self.pl_module):
+        if self._step is not None and self._outermost not in (None, self.pl_module):
             self._refuse_second(child)
         return original(*args, **kwargs)
-
-    @property
-    def _in_step(self) -> bool:
-        """Whether a call is one of the step's own; after an error that another callback made worse, none is."""
-        return self._step is not None and not self.trainer.interrupted
 
     def _refuse_second(self, second: nn.Module) -> None:
         first, other = (
@@ -255,7 +255,7 @@ class SampledStage:
         """
         if self._step is None:
             return
-        _, dataloader_idx, _ = self._step
+        _, dataloader_idx, batch_idx = self._step
         self._step = None
         if not self._calls:
             sites = ", ".join(site.name for site in self.sites[:3]) + (", ..." if len(self.sites) > 3 else "")
@@ -264,7 +264,10 @@ class SampledStage:
                 "of its children, but got no call that could be sampled; name the part that the step calls with "
                 f"`module=` in MCDropout (what drops: {sites})."
             )
-        if self.comparison is not None:
+        batch = self._forget_repeats(dataloader_idx, batch_idx, batch)
+        for sides in self._calls:
+            self.report.add(dataloader_idx, sides["mc"])
+        if self.comparison is not None and self._calls:
             foreign = dataloader_idx > 0 and bool(self.ood)  # whose labels, if any, are of other classes
             labels = None if foreign else self._labels(self.comparison, batch)
             for sides in self._calls:
@@ -273,6 +276,17 @@ class SampledStage:
                     self.ood_scores.update(dataloader_idx, sides)
                 for observe in self.settings.observers:
                     observe(dataloader_idx, batch, sides, labels)
+
+    def _forget_repeats(self, dataloader_idx: int, batch_idx: int, batch: Any) -> Any:
+        """Leave the samples out of calls and batch that another rank has, too; return the batch."""
+        mean = self._calls[0]["mc"].mean
+        rows = len(mean) if mean.ndim else 0
+        loader = tree_leaves(getattr(self.trainer, _LOADERS[self.stage]))[dataloader_idx]
+        count = unrepeated_rows(loader, batch_idx, rows)
+        if count == rows:
+            return batch
+        self._calls = first_rows(self._calls, rows, count) if count else []
+        return first_rows(batch, rows, count)
 
     def _labels(self, comparison: Comparison, batch: Any) -> Tensor | None:
         if len(self._calls) > 1:

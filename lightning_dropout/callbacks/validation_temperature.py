@@ -67,10 +67,9 @@ class ValidationTemperature:
     Args:
         settings: The callback, whose arguments say where outputs and labels are.
         trainer: Runs the validation.
-        targets: The modules whose calls a test would sample.
     """
 
-    def __init__(self, settings: "MCDropout", trainer: Any, targets: Sequence[nn.Module]) -> None:
+    def __init__(self, settings: "MCDropout", trainer: Any) -> None:
         self.settings, self.trainer = settings, trainer
         self._labels = Comparison(
             settings.task,
@@ -89,6 +88,9 @@ class ValidationTemperature:
         self._targets: list[Tensor] = []
         self._kept = 0  # rows of both
         self._generator = torch.Generator().manual_seed(0)
+
+    def begin(self, targets: Sequence[nn.Module]) -> None:
+        """Look at the calls of ``targets``, which a test would sample."""
         for target in targets:
             self._forwards.patch(target, self._record)
 

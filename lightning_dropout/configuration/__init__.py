@@ -13,6 +13,7 @@ from lightning_dropout.configuration.fill import fill_missing
 from lightning_dropout.configuration.paths import check_name, check_output_dir
 from lightning_dropout.configuration.redaction import redact, refuse_secrets
 from lightning_dropout.configuration.run import check_run, fill_from_data
+from lightning_dropout.configuration.run_folder import checkpoint_to_resume, command_to_resume, exclusive_folder
 from lightning_dropout.configuration.seed import check_seed
 from lightning_dropout.configuration.stored import config_of_checkpoint
 from lightning_dropout.configuration.targets import check_targets
@@ -28,7 +29,10 @@ __all__ = [
     "check_run",
     "check_seed",
     "check_targets",
+    "checkpoint_to_resume",
+    "command_to_resume",
     "config_of_checkpoint",
+    "exclusive_folder",
     "explain",
     "fill_from_data",
     "fill_missing",

@@ -19,11 +19,14 @@ ALLOWED_TARGETS: tuple[str, ...] = (
     "lightning.Trainer",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.",
-    "lightning.pytorch.loggers.",
+    # Not the loggers that send to a server of the config's choice, nor Lightning's own for W&B: ours is `wandb_logger`.
+    "lightning.pytorch.loggers.CSVLogger",
+    "lightning.pytorch.loggers.TensorBoardLogger",
     "lightning.pytorch.plugins.",
     "lightning.pytorch.profilers.",
     "lightning.pytorch.strategies.",
     "lightning.fabric.plugins.",  # where the cluster environments and IO plugins of lightning.pytorch are defined
+    "datetime.timedelta",  # of a strategy's timeout
     "torch.nn.",
     "torch.optim.",
     "torchmetrics.",
@@ -39,9 +42,14 @@ _REFUSED_TARGETS: tuple[str, ...] = (
     "lightning_dropout.configuration.",
     "lightning_dropout.cli.",
     "lightning_dropout.conf.",
+    "lightning_dropout.loggers.FailSafeWandbLogger",  # takes any setting of W&B, unchecked
+    "lightning_dropout.loggers.fail_safe.",
+    "lightning_dropout.loggers.save_workspace",
+    "lightning_dropout.loggers.workspace.",
     "lightning_dropout.reports.",
     "lightning_dropout.sites.",
     "lightning_dropout.zoo.",
+    "torch.nn.modules.module.register_",  # hooks into every module of the process
     "torchvision.models.feature_extraction.",  # writes and runs code for a graph
     *(
         "torchvision.models._api.Weights",
@@ -51,7 +59,17 @@ _REFUSED_TARGETS: tuple[str, ...] = (
 )
 # With an address of its choice and a folder of its choice, a config could put any file anywhere.
 _FETCHING = frozenset({"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"})
-_REFUSED_ARGUMENTS = {"timm.create_model": _FETCHING, "lightning_dropout.models.timm_model": _FETCHING}
+_REFUSED_ARGUMENTS = {
+    "timm.create_model": _FETCHING,
+    "lightning_dropout.models.timm_model": _FETCHING,
+    "lightning_dropout.loggers.wandb_logger": frozenset({"settings"}),  # `base_url` would get the API key
+}
+_REFUSED_EVERYWHERE = frozenset(
+    {
+        *("baseline_path", "baseline_url", "feature_extractor_weights_path", "model_name_or_path"),  # torchmetrics
+        "model_registry",  # of a Trainer: uploads checkpoints
+    }
+)
 _added: list[str] = []
 
 
@@ -128,7 +146,7 @@ def load_target(name: object, key: str = "_target_") -> Callable[..., object]:
 
 
 def refuse_arguments(name: str, arguments: Mapping[str, object], key: str) -> None:
-    """Refuse what an allowed function could still be told to do: fetch what a config names, or write where it says.
+    """Refuse what an allowed function could still be told to do: fetch from, or send to, where a config says.
 
     Args:
         name: The dotted path, as ``load_target`` takes it.
@@ -146,10 +164,11 @@ def refuse_arguments(name: str, arguments: Mapping[str, object], key: str) -> No
     """
     refused = _REFUSED_ARGUMENTS.get(name, frozenset())
     for argument, value in arguments.items():
-        if argument in refused or (refused and isinstance(value, str) and ":" in value):  # a source of timm's names
+        source = refused is _FETCHING and isinstance(value, str) and ":" in value  # of timm's names: hf-hub:...
+        if argument in refused | _REFUSED_EVERYWHERE or source:
             raise ConfigError(
-                "Not allowed in a config, which could fetch any file with it; call the function in Python, and allow "
-                "that with allow_targets.",
+                "Not allowed in a config, which could fetch any file with it, or send to any server; call it in "
+                "Python, and allow your function with allow_targets.",
                 join(key, argument),
                 value,
             )

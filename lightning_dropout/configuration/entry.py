@@ -4,7 +4,10 @@ Changes nothing that outlasts the call. How an exception becomes a line is the b
 """
 
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
+from lightning_dropout.configuration.composition import composition_checked
 from lightning_dropout.configuration.explain import explain
 from lightning_dropout.configuration.redaction import refuse_secrets
 
@@ -20,6 +24,7 @@ __all__ = ["run_main"]
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # without it Hydra prints exceptions itself, on several lines, and exits with 1
 _SET_BY_US = "LIGHTNING_DROPOUT_ONE_LINE_ERRORS"  # tells the other ranks, started later, that no user asked for it
+_ORPHANS_LIVE = 10.0  # seconds in which a rank can say itself why it ends
 _WRONG_CONFIG = 2
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
 _NOBODY_READS = 128 + 13  # as shells report SIGPIPE
@@ -30,8 +35,9 @@ def run_main(main: Callable[[], object]) -> None:
 
     Wrong configs print ``error: key=value: problem; cure`` and exit with 2; Ctrl-C exits with 130; any other exception
     comes through with its traceback. In a multirun every failed job is named, after the other jobs are done. Secrets
-    on the command line are refused before Hydra writes it into files. With ``HYDRA_FULL_ERROR=1`` in the environment
-    nothing is rewritten.
+    on the command line or in a config are refused before Hydra writes them into files, and so is a ``hydra`` node that
+    would run code. Ranks that Lightning has started end soon after the first one, however it ends, and do not wait for
+    it. With ``HYDRA_FULL_ERROR=1`` in the environment no exception is rewritten.
 
     Args:
         main: Called without arguments; reads ``sys.argv`` itself, as ``hydra.main`` does.
@@ -50,9 +56,13 @@ def run_main(main: Callable[[], object]) -> None:
                 run_main(main)
     """
     if os.environ.get(_FULL_ERROR) == "1" and _SET_BY_US not in os.environ:
-        main()
+        with composition_checked():
+            refuse_secrets(sys.argv[1:])
+            main()
         return
-    with _environment({_FULL_ERROR: "1", _SET_BY_US: "1"}), _failed_jobs() as failures:
+    if _SET_BY_US in os.environ:  # a rank that the first one has started
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with _environment({_FULL_ERROR: "1", _SET_BY_US: "1"}), composition_checked(), _failed_jobs() as failures:
         try:
             refuse_secrets(sys.argv[1:])
             main()
@@ -120,6 +130,14 @@ def _failed_jobs() -> Iterator[list[_Failure]]:
         yield failures
     finally:
         JobReturn.return_value = original  # type: ignore[method-assign]
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, whatever it is doing; the other way round Lightning sees to it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(_ORPHANS_LIVE)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

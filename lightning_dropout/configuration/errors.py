@@ -12,6 +12,7 @@ __all__ = ["ConfigError", "assignment", "closest", "join", "listed", "one_line"]
 
 _NOT_GIVEN = object()
 _LONGEST_VALUE = 120  # characters of a value that a line repeats
+_LONGEST_LINE = 1500  # characters; a problem that repeats a longer value loses its middle, not the cure at its end
 
 
 class ConfigError(ValueError):
@@ -34,7 +35,9 @@ class ConfigError(ValueError):
         self.key = key
         where = key if value is _NOT_GIVEN else assignment(key, value)
         # The finished line is the only positional argument: unpickling passes it back as `problem`.
-        super().__init__(one_line(f"{where}: {problem}" if where else problem))
+        line = one_line(f"{where}: {problem}" if where else problem)
+        half = _LONGEST_LINE // 2
+        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[:half]}…{line[-half:]}")
 
 
 def assignment(key: str, value: object) -> str:
@@ -84,10 +87,11 @@ def listed(names: Iterable[str], limit: int = 40) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Replace every run of white space by one space.
+    r"""Replace every run of white space by one space, and write what a terminal would obey as an escape.
 
     Example:
-        >>> one_line("Could not override.\n\tUse + ")
-        'Could not override. Use +'
+        >>> print(one_line("Could not override.\n\tUse +\x1b[2J "))
+        Could not override. Use +\x1b[2J
     """
-    return " ".join(text.split())
+    words = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)

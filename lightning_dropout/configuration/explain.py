@@ -6,6 +6,7 @@ bug keeps its traceback: when in doubt, return None.
 
 import errno
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Mapping
 
@@ -28,6 +29,21 @@ _HOUSE_STYLE = "Expected `"  # how every message of this package for its user be
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _UNREADABLE = re.compile(r"PytorchStreamReader|UnpicklingError|EOFError|invalid magic number|invalid load key")
+# Whose constructors are called with a config's values as they are: what they raise is about these values.
+_LIBRARIES = frozenset(
+    {
+        "lightning",
+        "lightning_fabric",
+        "pytorch_lightning",
+        "tensorboard",
+        "timm",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+    }
+)
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed", re.IGNORECASE)
+_LONGEST_MESSAGE = 600  # characters of a library's text, which may repeat a value
 _WRONG_ARGUMENTS = re.compile(
     r"unexpected keyword argument|missing \d+ required|multiple values for|positional argument"
 )
@@ -155,6 +171,8 @@ def _os_error(exception: OSError) -> ConfigError | None:
     found = _failing_node(exception)
     if found:
         return _blame(one_line(str(exception)), *found)
+    if str(exception.strerror).startswith(_HOUSE_STYLE):  # of ours, with the number that the system gave
+        return ConfigError(str(exception.strerror))
     if exception.errno is None:  # raised by hand with a text of its own, by a data module for example
         if str(exception).startswith("Checkpoint file not found"):  # Lightning's words
             return ConfigError(f"{_text(exception).rstrip('.')}; pass the path of one, or null.", "ckpt_path")
@@ -179,6 +197,8 @@ def _output_folder(exception: OSError) -> ConfigError:
 def _message(exception: BaseException) -> ConfigError | None:
     """Explain exceptions by their text: those of this package, of Lightning, and of delayed constructors."""
     text = _text(exception)
+    if type(exception).__name__ == "CorruptCheckpointError":
+        return ConfigError(text, "ckpt_path")
     found = _failing_node(exception)
     told = text.startswith(_HOUSE_STYLE) or type(exception).__name__ == "MisconfigurationException"
     from_worker = text != str(exception)
@@ -187,6 +207,14 @@ def _message(exception: BaseException) -> ConfigError | None:
     message = text if told else _argument_message(exception) if found else None
     if message is not None:
         return _blame(message, *found) if found else ConfigError(message)
+    if "checkpoint contains only the model" in text:  # Lightning's words, when training is to be resumed
+        return ConfigError(
+            "Expected a checkpoint to resume from, but got one of weights alone; choose another.", "ckpt_path"
+        )
+    if _innermost_function(exception) == "_get_version":  # Lightning asks who wrote the checkpoint
+        return ConfigError(
+            "Expected a checkpoint of Lightning, but got another program's; choose another.", "ckpt_path"
+        )
     if "Error(s) in loading state_dict" in text:
         return ConfigError(
             "Expected a checkpoint of this model, but its weights do not fit; choose the model that it was trained "
@@ -211,15 +239,25 @@ def _loads_a_checkpoint(exception: BaseException) -> bool:
     return any(name.endswith("serialization.py") for name in frames)
 
 
+def _innermost_function(exception: BaseException) -> str:
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(exception.__traceback__)]
+    return names[-1] if names else ""
+
+
 def _argument_message(cause: BaseException) -> str | None:
     """Return the text of an exception from a constructor if the arguments are to blame."""
     text = one_line(str(cause))
+    text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+    if isinstance(cause, MemoryError) or _NO_MEMORY.search(text):
+        return f"Expected something that fits into memory, but got {text or 'MemoryError'}; choose smaller sizes."
     if isinstance(cause, ModuleNotFoundError) and not text.startswith("Expected "):
         return f"{text}; install it, or choose another option."
     if isinstance(cause, (ValueError, OSError, ImportError)) or text.startswith(_HOUSE_STYLE):
         return text
     if isinstance(cause, TypeError) and _WRONG_ARGUMENTS.search(text):
         return text
+    if isinstance(cause, Exception) and _only_in_libraries(cause):
+        return f"{text} ({type(cause).__name__})"
     return text if type(cause).__name__ == "MisconfigurationException" else None
 
 
@@ -273,6 +311,17 @@ def _raised_inside(exception: BaseException, package: str) -> bool:
     """Whether the innermost frame outside of the standard library belongs to the package."""
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(exception.__traceback__)]
     return _last_of(names, ("pathlib", "os", "contextlib", "shutil", "logging")).partition(".")[0] == package
+
+
+def _only_in_libraries(exception: BaseException) -> bool:
+    """Whether a library's constructor that Hydra called raised it: with code of anybody else's it may be a bug."""
+    packages = [
+        str(f.f_globals.get("__name__", "")).partition(".")[0] for f, _ in traceback.walk_tb(exception.__traceback__)
+    ]
+    while "hydra" in packages:
+        del packages[: packages.index("hydra") + 1]
+    called = [package for package in packages if package not in sys.stdlib_module_names]
+    return bool(called) and set(called) <= _LIBRARIES
 
 
 def _last_of(names: Iterable[str], passed_over: tuple[str, ...]) -> str:

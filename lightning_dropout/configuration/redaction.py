@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dropout.configuration.errors import ConfigError
+from lightning_dropout.configuration.errors import ConfigError, join
 from lightning_dropout.configuration.secret_names import is_secret_name
 
-__all__ = ["REDACTED", "redact", "refuse_secrets"]
+__all__ = ["REDACTED", "first_secret", "redact", "refuse_secrets"]
 
 REDACTED = "<redacted>"
 _NO_SECRETS = frozenset({"PWD", "OLDPWD"})  # the shell's folders, though the first reads like a password
 _SHORTEST_SECRET = 8  # characters; shorter values of environment variables would match by accident
 _REFERENCE = re.compile(r"\$\{[\w.:]+\}|\?\?\?")  # ${oc.env:X} names a secret, ${oc.env:X,default} may hold one
 _KEY_IN_VALUE = re.compile(r"(\w+)['\"]?\s*:(?!\s*(?:null|\$\{[\w.:]+\}))")  # logger={api_key: abc}
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@")  # postgresql://user:password@host
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/\s:@]*):(?!\$\{[\w.:]+\}@)[^/\s@]+@")  # postgresql://user:password@host
+_SECRET_IN_QUERY = re.compile(  # https://host/file?access_token=...
+    r"(?<=[?&])(\w*(?:token|key|secret|password|signature))=(?!\$\{[\w.:]+\}(?:&|$))[^&\s]+", re.IGNORECASE
+)
+_WORDS_OF_REFERENCE = re.compile(r"\$\{[^}]*")  # what stands inside may be nested
 
 
 def redact(cfg: DictConfig | Mapping[str, object]) -> dict[str, object]:
@@ -44,6 +48,24 @@ def redact(cfg: DictConfig | Mapping[str, object]) -> dict[str, object]:
     return clean
 
 
+def first_secret(plain: object, key: str = "") -> str | None:
+    """Return the path of the first value that ``redact`` would replace, or that shows a secret once it is resolved.
+
+    A reference to a secret is fine where the key is named like one, since then nothing repeats its value.
+
+    Args:
+        plain: Containers, interpolations unresolved.
+        key: Where they stand in the config.
+
+    Example:
+        >>> first_secret({"logger": {"api_key": "abc"}}), first_secret({"note": "${oc.env:WANDB_API_KEY}"})
+        ('logger.api_key', 'note')
+        >>> first_secret({"logger": {"api_key": "${oc.env:WANDB_API_KEY}"}}) is None
+        True
+    """
+    return _first_secret(plain, key, _environment_secrets(), under_secret_key=False)
+
+
 def refuse_secrets(overrides: Sequence[str]) -> None:
     """Refuse secrets on the command line before Hydra writes the command line into its files.
 
@@ -63,18 +85,20 @@ def refuse_secrets(overrides: Sequence[str]) -> None:
     """
     secrets = _environment_secrets()
     for override in overrides:
-        key, equals, value = override.lstrip("+").partition("=")
-        if not equals or key.startswith(("-", "~")):
+        key, equals, value = override.lstrip("+~").partition("=")
+        if not equals or key.startswith("-"):
             continue
         key = key.partition("@")[0]  # group@package=option
         named = any(is_secret_name(part) for part in re.split(r"[./]", key))
         harmless = value.strip("'\"") in {"", "null"} or _REFERENCE.fullmatch(value.strip("'\""))
         inside = any(is_secret_name(name) for name in _KEY_IN_VALUE.findall(value))
-        if (named and not harmless) or inside or any(secret in value for secret in secrets):
+        shown = _without_url_secrets(value) != value or any(secret in override for secret in secrets)
+        if (named and not harmless) or inside or shown:
+            where = REDACTED if any(secret in key for secret in secrets) else f"{key}={REDACTED}"
             raise ConfigError(
-                f"{key}={REDACTED}: Expected no secret on the command line, since Hydra writes it into the run folder; "
+                f"{where}: Expected no secret on the command line, since Hydra writes it into the run folder; "
                 "set an environment variable instead (for W&B: WANDB_API_KEY, or `wandb login`), "
-                f"or refer to one: '{key}=${{oc.env:NAME}}'."
+                f"or refer to one: 'my_token=${{oc.env:MY_TOKEN}}'."
             )
 
 
@@ -84,6 +108,27 @@ def _environment_secrets() -> list[str]:
         for name, value in os.environ.items()
         if len(value) >= _SHORTEST_SECRET and is_secret_name(name) and name not in _NO_SECRETS
     ]
+
+
+def _first_secret(value: object, key: str, secrets: Sequence[str], under_secret_key: bool) -> str | None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if _clean(name, secrets, False) != name:
+                return join(key, REDACTED)
+            if found := _first_secret(item, join(key, name), secrets, under_secret_key or is_secret_name(str(name))):
+                return found
+        return None
+    if isinstance(value, (list, tuple)):
+        in_items = (
+            _first_secret(item, f"{key}[{index}]", secrets, under_secret_key) for index, item in enumerate(value)
+        )
+        return next(filter(None, in_items), None)
+    shown = not under_secret_key and isinstance(value, str) and "${" in value and _refers_to_secret(value)
+    return key if shown or REDACTED in str(_clean(value, secrets, under_secret_key)) else None
+
+
+def _refers_to_secret(text: str) -> bool:
+    return any(is_secret_name(word) for part in _WORDS_OF_REFERENCE.findall(text) for word in re.findall(r"\w+", part))
 
 
 def _clean(value: object, secrets: Sequence[str], under_secret_key: bool) -> object:
@@ -103,4 +148,8 @@ def _clean(value: object, secrets: Sequence[str], under_secret_key: bool) -> obj
         return REDACTED
     if isinstance(value, (int, float)):
         return value
-    return _PASSWORD_IN_URL.sub(rf"\1:{REDACTED}@", text)
+    return _without_url_secrets(text)
+
+
+def _without_url_secrets(text: str) -> str:
+    return _SECRET_IN_QUERY.sub(rf"\1={REDACTED}", _PASSWORD_IN_URL.sub(rf"\1:{REDACTED}@", text))

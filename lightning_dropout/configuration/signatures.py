@@ -4,11 +4,12 @@ Only what can be known for sure is refused: names, missing arguments, and plain 
 such value. Whatever an annotation leaves open is left to the constructor.
 """
 
+import dataclasses
 import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from lightning_dropout.configuration.errors import ConfigError, closest, join, listed
 
@@ -129,6 +130,10 @@ def accepts(annotation: object, value: object) -> bool:
         return isinstance(value, (list, tuple))
     if kind is dict:
         return isinstance(value, Mapping)
+    if isinstance(kind, type) and issubclass(kind, Iterable) and (value is None or isinstance(value, (int, float))):
+        return False
+    if isinstance(kind, type) and isinstance(value, (list, Mapping)):  # a class of somebody's takes no container for it
+        return kind in (object, typing.Any) or issubclass(kind, (Iterable, Callable)) or dataclasses.is_dataclass(kind)  # type: ignore[arg-type]
     return True
 
 

@@ -60,16 +60,17 @@ def check_held_out(
     return val, test
 
 
-def check_count(value: object, name: str, minimum: int) -> int:
-    """Return ``value`` as a Python int if it is a whole number of at least ``minimum``.
+def check_count(value: object, name: str, minimum: int, maximum: int = 2**63 - 1) -> int:
+    """Return ``value`` as a Python int if it is a whole number from ``minimum`` to ``maximum``.
 
     Args:
         value: An int or numpy integer; booleans, strings and floats (also 3.0) are refused.
         name: What the value is called where the user wrote it; stands in the message.
         minimum: The smallest number that makes sense.
+        maximum: The largest that a machine can be asked for; by default what torch can count to.
 
     Raises:
-        ValueError: If ``value`` is no whole number or too small.
+        ValueError: If ``value`` is no whole number, too small or too large.
 
     Example:
         >>> check_count(0, "batch_size", minimum=1)
@@ -77,9 +78,11 @@ def check_count(value: object, name: str, minimum: int) -> int:
         ...
         ValueError: Expected `batch_size` to be a whole number of at least 1, but got 0.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= minimum:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and minimum <= int(value) <= maximum:
         return int(value)
-    raise ValueError(f"Expected `{name}` to be a whole number of at least {minimum}, but got {value!r}.")
+    too_large = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > maximum
+    limit = f"at most {maximum}" if too_large else f"at least {minimum}"
+    raise ValueError(f"Expected `{name}` to be a whole number of {limit}, but got {value!r}.")
 
 
 def check_positive(value: object, name: str) -> float:

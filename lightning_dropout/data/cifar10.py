@@ -84,7 +84,7 @@ class CIFAR10DataModule(ImageDataModule):
         gap_loader: bool = True,
         ood: Mapping[str, str | Path] = {},
     ) -> None:
-        side = check_count(image_size, "image_size", minimum=1)
+        side = check_count(image_size, "image_size", minimum=1, maximum=8192)
         super().__init__(
             size=(side, side),
             num_classes=len(CLASSES),

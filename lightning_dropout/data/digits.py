@@ -125,7 +125,7 @@ class DigitsDataModule(RowsDataModule):
         ood: Sequence[str] = (),
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed, gap_loader)
-        self.image_size = check_count(image_size, "image_size", minimum=1)
+        self.image_size = check_count(image_size, "image_size", minimum=1, maximum=1024)
         if channels not in (1, 3):
             raise ValueError(f"Expected `channels` to be 1 (grey) or 3 (grey, repeated), but got {channels!r}.")
         self.channels = channels

@@ -92,7 +92,7 @@ class ImageFolderDataModule(ImageDataModule):
         if image_size is None:
             height, width = decode(files["train"][0][0], 0).shape[1:]
         else:
-            height = width = check_count(image_size, "image_size", minimum=1)
+            height = width = check_count(image_size, "image_size", minimum=1, maximum=8192)
         import_torchvision("torchvision.transforms.v2")
         super().__init__(
             size=(height, width),

@@ -72,8 +72,8 @@ class SinusoidDataModule(RowsDataModule):
         gap_loader: bool = True,
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed, gap_loader)
-        self.num_samples = check_count(num_samples, "num_samples", minimum=2)
-        self.num_test = check_count(num_test, "num_test", minimum=2)
+        self.num_samples = check_count(num_samples, "num_samples", minimum=2, maximum=10**8)
+        self.num_test = check_count(num_test, "num_test", minimum=2, maximum=10**8)
         self.noise_std = check_positive(noise_std, "noise_std")
         self.gap = check_positive(gap, "gap")
         self.support = check_positive(support, "support")

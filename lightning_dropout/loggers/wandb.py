@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning_dropout.loggers.fail_safe import FailSafeWandbLogger
-from lightning_dropout.loggers.wandb_process import in_one_line, mode_of_environment
+from lightning_dropout.loggers.wandb_process import in_one_line, last_run, mode_of_environment
 
 __all__ = ["wandb_logger"]
 
@@ -40,6 +40,7 @@ def wandb_logger(
     job_type: str | None = None,
     notes: str | None = None,
     id: str | None = None,
+    resume: Literal["auto"] | None = None,
     log_model: Literal["all"] | bool = False,
     init_timeout: float = 20.0,
     finish_timeout: float = 20.0,
@@ -64,6 +65,7 @@ def wandb_logger(
         job_type: Such as ``train`` or ``evaluate``.
         notes: Free text.
         id: Resume this run (online), or give the run this id.
+        resume: ``auto`` goes on with the run that was the last to log into ``save_dir``, if there is one.
         log_model: Upload checkpoints, as in Lightning: ``True`` at the end, ``"all"`` each at once. Ignored offline.
         init_timeout: Seconds to wait for the server before going offline, above 0.
         finish_timeout: Seconds to wait for the uploads at the end, above 0.
@@ -91,6 +93,10 @@ def wandb_logger(
         raise ValueError(f"Expected `tags` to be a list of strings of 1 to 64 characters, but got {tags!r}.")
     if log_model not in (True, False, "all"):
         raise ValueError(f"Expected `log_model` to be True, False or 'all', but got {log_model!r}.")
+    if resume not in (None, "auto"):
+        raise ValueError(
+            f"Expected `resume` to be 'auto' or None, but got {resume!r}; for a run of your choice pass `id`."
+        )
     if settings:
         _check_settings(settings)
     return FailSafeWandbLogger(
@@ -105,7 +111,7 @@ def wandb_logger(
             "entity": entity,
             "job_type": job_type,
             "notes": notes,
-            "id": id,
+            "id": id or (last_run(save_dir) if resume else None),
         },
         settings={
             **PRIVATE_AND_QUIET,

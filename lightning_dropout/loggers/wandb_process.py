@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 import queue
+import re
 import shlex
 import sys
 import threading
@@ -63,6 +64,16 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 def run_folder(run: Any) -> str:
     """Return the folder of a run as it can be pasted after ``wandb sync``."""
     return shlex.quote(str(Path(run.dir).parent.absolute()))
+
+
+def last_run(save_dir: str | os.PathLike[str]) -> str | None:
+    """Return the id of the run that was the last to begin in a folder; wandb names its folders by time and id."""
+    names = (
+        re.fullmatch(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)", path.name)
+        for path in Path(save_dir, "wandb").glob("*run-*")
+    )
+    runs = sorted(name.groups() for name in names if name)
+    return runs[-1][1] if runs else None
 
 
 @contextlib.contextmanager

@@ -8,11 +8,13 @@ from lightning_dropout.nn import depth_rates
 from lightning_dropout.nn.depth_rules import DepthRule
 from lightning_dropout.probability import check_probability
 
-__all__ = ["block_rates", "check_count", "check_image_shape", "check_shape"]
+__all__ = ["block_rates", "check_count", "check_image_shape", "check_shape", "check_weights"]
+
+_MOST_WEIGHTS = 2**33  # 32 GiB in float32; the largest vision transformers have a quarter of it
 
 
 def check_count(value: SupportsIndex, name: str) -> int:
-    """Return ``value`` as an int of at least 1.
+    """Return ``value`` as an int of at least 1 that torch can count to.
 
     Raises:
         ValueError: If it is none; ``name`` stands in the message.
@@ -21,8 +23,9 @@ def check_count(value: SupportsIndex, name: str) -> int:
         count = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         count = 0
-    if count < 1:
-        raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {value!r}.")
+    if not 1 <= count < 2**63:
+        limit = "at least 1" if count < 1 else "less than 2**63"
+        raise ValueError(f"Expected `{name}` to be a whole number of {limit}, but got {value!r}.")
     return count
 
 
@@ -68,3 +71,21 @@ def block_rates(drop_path: float, depth: int, depth_rule: DepthRule) -> list[flo
             f"but got {depth} with `drop_path={drop_path}`; use `depth_rule='uniform'`."
         )
     return rates
+
+
+def check_weights(number: int, **sizes: int) -> None:
+    """Refuse a model that no memory holds before its layers are made: they would be filled until the process is killed.
+
+    Args:
+        number: How many weights the model has, roughly.
+        sizes: The arguments that it grows with; the largest stands in the message.
+
+    Raises:
+        ValueError: If it has more than 2**33 weights.
+    """
+    if number > _MOST_WEIGHTS:
+        name = max(sizes, key=lambda size: sizes[size])
+        raise ValueError(
+            f"Expected `{name}` to make a model of at most {_MOST_WEIGHTS:.0e} weights, but got {sizes[name]} and with "
+            f"it {float(min(number, 10**300)):.0e}; lower it."
+        )

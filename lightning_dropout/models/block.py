@@ -5,7 +5,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from lightning_dropout.models.arguments import block_rates, check_count, check_shape
+from lightning_dropout.models.arguments import block_rates, check_count, check_shape, check_weights
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.nn.depth_rules import DepthRule
 from lightning_dropout.probability import check_probability
@@ -140,7 +140,13 @@ class MLP(nn.Module):
         sample_shape = check_shape(input_shape)
         check_count(num_outputs, "num_outputs")
         check_count(dim, "dim")
-        rates = block_rates(drop_path, check_count(depth, "depth"), depth_rule)
+        check_count(depth, "depth")
+        inner = 4 * dim if hidden is None else check_count(hidden, "hidden")
+        weights = dim * (prod(sample_shape) + depth * 2 * inner + num_outputs)
+        check_weights(
+            weights, dim=dim, depth=depth, hidden=hidden or 1, num_outputs=num_outputs, input_shape=prod(sample_shape)
+        )
+        rates = block_rates(drop_path, depth, depth_rule)
         self.stem = nn.Linear(prod(sample_shape), dim)
         self.blocks = nn.ModuleList(ResidualBlock(dim, hidden, p, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim)

@@ -1,12 +1,13 @@
 """The textbook convolutional net: convolutions, then two fully connected layers, each behind a dropout."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_dropout.models.arguments import check_count, check_image_shape, check_shape
+from lightning_dropout.models.arguments import check_count, check_image_shape, check_shape, check_weights
 from lightning_dropout.nn import Dropout
 
 __all__ = ["Net"]
@@ -61,8 +62,15 @@ class Net(nn.Module):
                 f"Expected `input_shape` to have sides of at least {smallest}, since each of {len(channels)} pools "
                 f"halves them, but got {image_shape}; resize the images or give fewer `channels`."
             )
+        pairs = list(zip((image_shape[0], *channels), channels, strict=False))
+        pixels = prod(image_shape[1:])
+        weights = pixels * max(image_shape[0], *channels) + sum(9 * before * after for before, after in pairs)
+        weights += hidden * (channels[-1] * pixels // smallest**2 + num_classes)
+        check_weights(
+            weights, channels=max(channels), hidden=hidden, num_classes=num_classes, input_shape=max(image_shape)
+        )
         layers: list[nn.Module] = []
-        for before, after in zip((image_shape[0], *channels), channels, strict=False):
+        for before, after in pairs:
             layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
         # Zeros through layers without state or randomness: finds the size, changes nothing.

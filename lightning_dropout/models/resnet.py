@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_dropout.models.arguments import block_rates, check_count, check_image_shape
+from lightning_dropout.models.arguments import block_rates, check_count, check_image_shape, check_weights
 from lightning_dropout.nn import Dropout, DropPath
 from lightning_dropout.nn.depth_rules import DepthRule
 from lightning_dropout.nn.functional import Mode, check_mode
@@ -150,12 +150,15 @@ class ResNet(nn.Module):
         image_shape = check_image_shape(input_shape)
         check_count(num_classes, "num_classes")
         check_probability(block_p, "block_p")
-        if depth not in _STAGES:
+        if not isinstance(depth, int) or depth not in _STAGES:
             raise ValueError(f"Expected `depth` to be one of {sorted(_STAGES)}, but got {depth!r}.")
         stages = _STAGES[depth]
         if width is None:
             width = 64 if len(stages) == 4 else 16
         channels = check_count(width, "width")
+        widest = channels * 2 ** (len(stages) - 1) * (_BOTTLENECK if depth == 50 else 1)
+        weights = widest * (9 * widest * sum(stages) + num_classes) + 9 * image_shape[0] * channels
+        check_weights(weights, width=width, num_classes=num_classes, input_shape=image_shape[0])
         rates = iter(block_rates(drop_path, sum(stages), depth_rule))
 
         self.stem = nn.Sequential(*_conv_norm(image_shape[0], channels, 3), nn.ReLU())

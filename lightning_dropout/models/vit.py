@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_dropout.models.arguments import block_rates, check_count, check_image_shape
+from lightning_dropout.models.arguments import block_rates, check_count, check_image_shape, check_weights
 from lightning_dropout.models.attention import Attention
 from lightning_dropout.models.block import Block
 from lightning_dropout.nn import Dropout, DropPath
@@ -170,6 +170,17 @@ class ViT(nn.Module):
             raise ValueError(f"Expected `mlp_ratio` to be a number of at least 1 / {dim}, but got {mlp_ratio!r}.")
         check_count(num_classes, "num_classes")
         num_patches = (height // patch_size) * (width // patch_size)
+        weights = dim * (
+            channels * patch_size**2 + num_patches + depth * (4 * dim + 2 * int(dim * mlp_ratio)) + num_classes
+        )
+        check_weights(
+            weights,
+            dim=dim,
+            depth=depth,
+            mlp_ratio=int(mlp_ratio),
+            num_classes=num_classes,
+            input_shape=max(self.input_shape),
+        )
 
         self.patch_embedding = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None

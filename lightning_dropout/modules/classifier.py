@@ -95,8 +95,8 @@ class Classifier(SupervisedModule):
         count = int(counted.sum())
         if count:  # both would be NaN of out-of-distribution data, which have no label
             accuracy = (logits.argmax(dim=1) == labels)[counted].float().mean()  # no metric object: loaders would share
-            self.log(log_keys.TEST_LOSS, self.loss(logits, labels), batch_size=count, sync_dist=True)
-            self.log(log_keys.TEST_ACCURACY, accuracy, batch_size=count, sync_dist=True)
+            self.log_test_mean(log_keys.TEST_LOSS, self.loss(logits, labels), count)
+            self.log_test_mean(log_keys.TEST_ACCURACY, accuracy, count)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         x = batch[0] if isinstance(batch, list | tuple) else batch

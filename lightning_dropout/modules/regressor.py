@@ -110,7 +110,7 @@ class Regressor(SupervisedModule):
         outputs = self(x)
         error = self._test_errors.setdefault(dataloader_idx, MeanSquaredError(squared=False).to(self.device))
         error.update(outputs[0], targets.view_as(outputs[0]))
-        self.log(log_keys.TEST_LOSS, self.loss(outputs, targets), batch_size=len(x), sync_dist=True)
+        self.log_test_mean(log_keys.TEST_LOSS, self.loss(outputs, targets), len(x))
 
     def on_test_epoch_end(self) -> None:
         several = len(self._test_errors) > 1  # then with the ending that Lightning gives to the loss

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from lightning_dropout import log_keys
+from lightning_dropout.modules.fully_sharded import shard
 
 __all__ = ["MakeOptimizer", "MakeScheduler", "SupervisedModule"]
 
@@ -47,6 +48,10 @@ class SupervisedModule(LightningModule):
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.subset_loss = MeanMetric(nan_strategy=math.nan)  # on the fixed part of the training set, in eval mode
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # of a strategy that shards; called at the start of each stage
+            shard(self.net, self.device_mesh)
+
     @abstractmethod
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the mean loss as evaluation reports it."""
@@ -60,6 +65,11 @@ class SupervisedModule(LightningModule):
         (self.subset_loss if dataloader_idx else self.val_loss).update(self.loss(outputs, targets), weight=len(x))
         if dataloader_idx == 0:
             self.update_validation(outputs, targets)
+
+    def log_test_mean(self, key: str, value: Tensor, samples: int) -> None:
+        """Log the mean over the samples of a batch, so that that of the test is the mean over those of all ranks."""
+        # Lightning rounds the mean of the ranks' numbers of samples down, unless it is a whole number.
+        self.log(key, value, batch_size=samples * self.trainer.world_size, sync_dist=True)
 
     @abstractmethod
     def update_validation(self, outputs: Any, targets: Tensor) -> None:

@@ -38,7 +38,8 @@ def dropping(sites: Sequence[Site], rates: Sequence[float] | None = None, quiet:
         >>> [module.training for module in model]
         [False, False]
     """
-    with ExitStack() as stack:  # gives everything back, also where giving back one thing fails
+    # Gives everything back, also where giving back one thing fails; twice, where an interrupt hits the first way out.
+    with (stack := ExitStack()), stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         for owner in {id(owner): owner for site in sites for owner in site.owners}.values():
@@ -69,7 +70,7 @@ def resting(sites: Sequence[Site]) -> Iterator[None]:
         >>> model[0].training
         True
     """
-    with ExitStack() as stack:
+    with (stack := ExitStack()), stack:
         for owner in {id(owner): owner for site in sites for owner in site.owners}.values():
             stack.callback(setattr, owner, "training", owner.training)
             owner.training = False
@@ -93,7 +94,7 @@ def sample_by_sample(sites: Sequence[Site]) -> Iterator[None]:
         >>> layer.mode
         'subset'
     """
-    with ExitStack() as stack:
+    with (stack := ExitStack()), stack:
         for layer in {id(site.holder): site.holder for site in sites}.values():
             if isinstance(layer, DropPath) and layer.mode != "row":
                 stack.callback(setattr, layer, "mode", layer.mode)

@@ -144,9 +144,8 @@ class Record(TorchFunctionMode):
         self._started = time.perf_counter()
         with ExitStack() as self._hooks:
             self._hooks.callback(register_module_forward_pre_hook(self._enter_module).remove)
-            leaving = register_module_forward_hook(self._leave_module, with_kwargs=True)
-            self._hooks.callback(_global_forward_hooks_with_kwargs.pop, leaving.id, None)  # torch forgets to
-            self._hooks.callback(leaving.remove)
+            self._hooks.callback((hook := register_module_forward_hook(self._leave_module, with_kwargs=True)).remove)
+            self._hooks.callback(_global_forward_hooks_with_kwargs.pop, hook.id, None)  # torch forgets to
             with self._pushed():
                 output = forward()
         self.seconds = time.perf_counter() - self._started

@@ -227,7 +227,7 @@ class Sampler:
         first: Outputs | None = None
         most = max(self.num_samples, 2) if self.communicates else self.num_samples + _EXTRA_DRAWS
         differs, number = not guarded, 0
-        with ExitStack() as stack:
+        with (stack := ExitStack()), stack:  # twice: an interrupt may hit the first on its way out
             if witness is not None:
                 stack.enter_context(witness)
             stack.enter_context(isolated_generators(batch.generators, batch.own))

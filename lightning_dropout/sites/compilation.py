@@ -107,10 +107,14 @@ class TensorRates:
     def __init__(self, sites: Sequence[Site], device: torch.device) -> None:
         self._device = device
         self._layers = [(site.holder, site.attribute) for site in sites]
-        self.set([site.rate for site in sites])  # first, since the device may refuse
-        for layer, _ in self._layers:
-            cls: type = type(layer)
-            layer.__class__ = _lent_class(cls)
+        try:
+            self.set([site.rate for site in sites])
+            for layer, _ in self._layers:
+                cls: type = type(layer)
+                layer.__class__ = _lent_class(cls)
+        except BaseException:  # the device may refuse, and the user interrupt
+            self.give_back()
+            raise
 
     def set(self, rates: Sequence[float]) -> None:
         """Give each layer its rate, in the order of the sites; one copy to the device for all of them."""
@@ -126,8 +130,9 @@ class TensorRates:
     def give_back(self) -> None:
         """Make the layers what they were, with the floats that they hold now."""
         for layer, _ in self._layers:
-            layer.__class__ = _own_class(type(layer))
-            del vars(layer)[_SLOT]
+            if isinstance(layer, _ReadsTensor):
+                layer.__class__ = _own_class(type(layer))
+            vars(layer).pop(_SLOT, None)
         self._layers = []
 
 

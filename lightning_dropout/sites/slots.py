@@ -44,7 +44,7 @@ class Slot:
     def give_back(self) -> None:
         """Put back what was here, where it was."""
         if self.book is not self.parent._modules:
-            del self.parent._modules[self.key]
+            self.parent._modules.pop(self.key, None)
         self.book[self.key] = self.held
 
 
@@ -96,6 +96,11 @@ def fill_paths(model: nn.Module, include: Patterns = "*", exclude: Patterns = ()
         Identity()
     """
     slots = path_slots(model, include, exclude)
-    for slot in slots:
-        slot.fill(DropPath(0.0))
+    try:
+        for slot in slots:
+            slot.fill(DropPath(0.0))
+    except BaseException:  # nobody knows of them yet
+        for slot in slots:
+            slot.give_back()
+        raise
     return slots

@@ -17,6 +17,7 @@ from lightning_dropout.callbacks import (
     DropoutScheduler,
     MCDropout,
     RankRandomness,
+    StepRandomness,
     StochasticDepthScheduler,
     any_callback,
 )
@@ -27,6 +28,7 @@ CALLBACKS = [
     StochasticDepthScheduler(scale=0.5),
     MCDropout(task="multiclass"),
     RankRandomness(),
+    StepRandomness(),
 ]
 
 

@@ -3,24 +3,19 @@
 import copy
 import dataclasses
 import math
-import random
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
-import numpy as np
 import pytest
 import pytorch_lightning
 import torch
 import torch.nn.functional as F
-import torch.nn.modules.module as global_hooks
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
-from torch.overrides import _len_torch_function_stack
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -736,194 +731,7 @@ def test_a_fit_with_its_validations_is_left_alone(make_trainer: MakeTrainer, loa
 # --- giving back ----------------------------------------------------------------------------------------------------
 
 
-class Bomb(nn.Module):
-    """Explodes from the k-th call on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fuse: int | None = None
-        self.error: BaseException = RuntimeError("planted")
-        self.register_buffer("calls", torch.zeros(()))  # there to be guarded; stays 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse <= 0:
-                raise self.error
-        return x
-
-
-# --- exceptions: every hook of every stage, of the module and of callbacks before and after ours, and within passes ---
-
-STAGES = {"test": "test", "predict": "predict", "validate": "validation"}
-HOOKS = [
-    "setup",
-    "on_{}_start",
-    "on_{}_epoch_start",
-    "on_{}_batch_start",
-    "on_{}_batch_end",
-    "on_{}_epoch_end",
-    "on_{}_end",
-    "teardown",
-]
-# Of 40 passes: the first, which is watched; the second, which runs in full and again replayed; one that is replayed.
-# A prefix is what comes before the first draw: it runs in the first two passes only.
-IN_PASSES = ["prefix of pass 0", "suffix of pass 0", "prefix of pass 1", "suffix of pass 1", "suffix of pass 37"]
-PLACES = [f"{who}: {hook}" for hook in HOOKS for who in ("module", "before", "after")]
-PLACES += ["step before the call", "step after the call", *IN_PASSES]
-MANY = 40
-
-
-class Exploding(Callback):
-    """Somebody else's callback."""
-
-    def __init__(self, hook: str, error: BaseException) -> None:
-        def explode(*args: Any, **kwargs: Any) -> None:
-            raise error
-
-        setattr(self, hook, explode)
-
-
-def armed(place: str, error: BaseException, stage: str = "test", sampled: bool = True) -> tuple[Plain, list[Callback]]:
-    """Return a module that raises ``error`` at ``place``, and callbacks to stand before and after ours that do."""
-    torch.manual_seed(0)
-    prefix, suffix = Bomb(), Bomb()
-    prefix.error = suffix.error = error
-    module = Plain(
-        nn.Sequential(
-            nn.Linear(4, 8), prefix, nn.BatchNorm1d(8), nn.Dropout(0.5, inplace=True), suffix, nn.Linear(8, 3)
-        )
-    )
-    step = f"{STAGES[stage]}_step"
-    original = getattr(module, step)
-
-    def explode(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    def step_before(batch: Any, batch_idx: int) -> None:
-        raise error
-
-    def step_after(batch: Any, batch_idx: int) -> None:
-        original(batch, batch_idx)
-        raise error
-
-    others: list[Callback] = [Callback(), Callback()]
-    who, _, hook = place.partition(": ")
-    hook = hook.format(STAGES[stage])
-    if place in IN_PASSES:
-        part, _, number = place.partition(" of pass ")
-        compared = stage != "predict"  # once without dropout before the passes
-        # The second pass runs twice, so that the 37th is one more call of what comes behind the draw.
-        fuse = 1 + int(number) + compared + (int(number) > 1)
-        (prefix if part == "prefix" else suffix).fuse = fuse if sampled else 1
-    elif place.startswith("step"):
-        setattr(module, step, step_before if place == "step before the call" else step_after)
-    elif who == "module":
-        setattr(module, hook, explode)
-    elif who != "nowhere":
-        others[who == "after"] = Exploding(hook, error)
-    return module, others
-
-
-def left_behind(module: Plain) -> dict[str, Any]:
-    """Return all that a stage could have left changed."""
-    return {
-        "flags": [part.training for part in module.modules()],
-        "attributes": [sorted(part.__dict__) for part in module.modules()],
-        "rates": [(part.p, part.inplace) for part in module.modules() if isinstance(part, nn.Dropout)],
-        "tensors": {name: tensor.tolist() for name, tensor in module.state_dict().items()},
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index, union-attr]  # noqa: NPY002
-        "python": random.getstate(),
-        "fast path": torch.backends.mha.get_fastpath_enabled(),
-        "hooks": len(global_hooks._global_forward_hooks) + len(global_hooks._global_forward_pre_hooks),
-        "function modes": _len_torch_function_stack(),
-        "dispatch modes": _len_torch_dispatch_stack(),
-        "hooks of modules": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()],
-    }
-
-
-def errors_at(place: str, stage: str) -> list[BaseException]:
-    """Return both kinds of error for the stage with the metrics, and one kind, in turn, for the others."""
-    both: list[BaseException] = [RuntimeError("planted"), KeyboardInterrupt()]
-    return both if stage == "test" else [both[(PLACES.index(place) + (stage == "predict")) % 2]]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("place", PLACES)
-def test_an_error_anywhere_leaves_no_more_behind_than_without_the_callback(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], place: str, stage: str
-) -> None:
-    for error in errors_at(place, stage):
-        states = []
-        callback = MCDropout(MANY, task="multiclass", stages=list(STAGES), rates=0.75, return_uncertainty=True)
-        for sampled in (False, True):
-            seed_everywhere(3)
-            module, (before, after) = armed(place, error, stage, sampled)
-            callbacks = [before, callback, after] if sampled else [before, after]
-            with pytest.raises((RuntimeError, SystemExit)):
-                getattr(make_trainer(*callbacks), stage)(module, loader)
-            states.append(left_behind(module))
-        without, with_callback = states
-        assert with_callback == without
-        assert len(set(without["flags"])) == 1  # one mode, be it whose it may
-        assert callback._running is None
-
-
-class ForgetsToGiveBack(MCDropout):
-    """A planted bug: flags and wrappers are left to the hooks of the end, which an error never reaches."""
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None: ...
-
-
-def test_that_check_sees_what_is_left(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:
-    module, _ = armed("step after the call", RuntimeError("planted"))
-    with pytest.raises(RuntimeError):
-        make_trainer(ForgetsToGiveBack(T, task="multiclass")).test(module, loader, verbose=False)
-    assert any("forward" in names for names in left_behind(module)["attributes"])
-
-
-class Clumsy(Callback):
-    """Another callback that fails while the trainer handles an error: ours then never hears of it."""
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        raise OSError("clumsy")
-
-
-@pytest.mark.parametrize("place", ["step after the call", "suffix of pass 1", "suffix of pass 37"])
-def test_an_error_within_an_error_leaves_a_module_that_predicts_as_before(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], place: str
-) -> None:
-    module, _ = armed(place, RuntimeError("planted"))
-    callback = MCDropout(MANY, task="multiclass")
-    with pytest.raises(OSError, match="clumsy"):
-        make_trainer(Clumsy(), callback).test(module, loader, verbose=False)
-    assert not any(part.training for part in module.modules())
-    x = loader.dataset.tensors[0]
-    module.net[4].fuse = None
-    with torch.no_grad():
-        expected = module.net[5](module.net[2](module.net[0](x)))
-        torch.testing.assert_close(module(x), expected)  # neither sampled nor counted
-        torch.testing.assert_close(module.net(x), expected)
-    module, _ = armed("nowhere", RuntimeError("planted"))
-    make_trainer(callback).test(module, loader, verbose=False)
-    assert "forward" not in module.__dict__
-
-
-@pytest.mark.parametrize("stage", ["test", "predict", "validate"])
-def test_a_stage_leaves_nothing_behind(make_trainer: MakeTrainer, loader: DataLoader[Any], stage: str) -> None:
-    callback = MCDropout(
-        T, task="multiclass", stages=["test", "predict", "validate"], rates=0.75, return_uncertainty=True
-    )
-    states = []
-    for callbacks in ([], [callback]):
-        seed_everywhere(3)
-        module, _ = armed("nowhere", RuntimeError(), sampled=False)
-        before = {key: value for key, value in left_behind(module).items() if key in ("flags", "rates", "tensors")}
-        getattr(make_trainer(*callbacks), stage)(module, loader)
-        states.append(left_behind(module))
-        assert states[-1].items() >= before.items()
-    assert states[0] == states[1]
+# What an error leaves behind is in test_leaks.py.
 
 
 def test_a_forward_that_the_user_has_replaced_is_put_back(make_trainer: MakeTrainer, loader: DataLoader[Any]) -> None:

@@ -382,7 +382,7 @@ def test_outputs_that_cannot_be_averaged_are_refused_by_name(
     module = Module(Wrapping(wrap))
     with pytest.raises(ValueError, match=message):
         make_trainer(MCDropout(T, task="multiclass", output=output)).test(module, loader, verbose=False)
-    assert not any(part.training or "forward" in vars(part) for part in module.modules())
+    assert all(part.training and "forward" not in vars(part) for part in module.modules())
 
 
 def decoder(kind: str) -> nn.Module:

@@ -190,6 +190,39 @@ def test_no_permission_no_space(number: int) -> None:
     assert line.startswith(f"/runs/last.ckpt: {os.strerror(number)}")
 
 
+def test_our_error_of_the_system_keeps_its_text() -> None:
+    text = "Expected `path` to have room for a checkpoint of 5 bytes, but got '/x/a.ckpt': ...; make room there."
+    assert explain(OSError(errno.ENOSPC, text)) == text
+    assert explain(OSError(errno.EFBIG, text)) == text
+
+
+def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from lightning_dropout.checkpoints import SafeCheckpointIO
+
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options |= {"default_root_dir": tmp_path, "fast_dev_run": True, "plugins": [SafeCheckpointIO()]}
+    trainer, path = Trainer(**options), tmp_path / "a.ckpt"
+    trainer.strategy.connect(BoringModel())
+    trainer.save_checkpoint(path, weights_only=True)
+
+    def line() -> str:
+        return line_of(lambda: Trainer(**options).fit(BoringModel(), ckpt_path=path))
+
+    assert line() == "ckpt_path: Expected a checkpoint to resume from, but got one of weights alone; choose another."
+    for other in ({"a": 1}, [1]):
+        path.with_name("a.ckpt.sha256").unlink(missing_ok=True)
+        torch.save(other, path)
+        assert line() == "ckpt_path: Expected a checkpoint of Lightning, but got another program's; choose another."
+    path.write_bytes(b"no archive")
+    assert line().startswith(
+        f"ckpt_path: Expected a checkpoint as it was saved, but got {path}: it was cut short or is"
+    )
+
+
 def raise_(error: BaseException) -> Callable[[], object]:
     def function() -> object:
         raise error
@@ -216,9 +249,17 @@ def test_bugs_are_left_alone(bug: BaseException) -> None:
     assert is_left_alone(raise_(bug))
 
 
-def test_bug_inside_a_constructor_is_left_alone() -> None:
-    # `bias` arrives as text and breaks deep inside: no message names an argument.
-    assert is_left_alone(instantiate(_target_="torch.nn.MultiheadAttention", embed_dim=None, num_heads=None))
+def test_what_a_librarys_constructor_says_of_a_configs_values_is_a_line() -> None:
+    line = line_of(instantiate(_target_="torch.nn.MultiheadAttention", embed_dim=None, num_heads=None))
+    assert "(TypeError)" in line
+
+
+def test_bug_inside_a_constructor_of_ones_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a library raises it: with code of the user's between, his may be the mistake."""
+    body = "import torch\ndef make(size): return torch.nn.MultiheadAttention(None, size)\n"
+    (tmp_path / "toy_buggy.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert is_left_alone(instantiate(_target_="toy_buggy.make", size=None))
 
 
 def test_values_of_secrets_stay_out_of_the_line() -> None:

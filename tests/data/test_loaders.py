@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_dropout.data.loaders import Rows, RowsDataModule, strata_of
+from lightning_dropout.data.loaders import Rows, RowsDataModule, equal_batches, strata_of
 
 
 def double(x: Tensor) -> Tensor:
@@ -73,7 +73,8 @@ def test_last_training_batch(rows: int, batch_size: int, expected: list[int]) ->
 @pytest.mark.parametrize(("rows", "drops"), [(17, True), (18, True), (15, False), (20, False)])
 def test_last_training_batch_counts_per_process(rows: int, drops: bool) -> None:
     data = ready(train=rows)
-    data.trainer = SimpleNamespace(world_size=2)  # 17 and 18 rows: 9 per process, the first time with one repeated
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": 0})
+    # 17 and 18 rows: 9 per process, the first time with one repeated
     assert data.train_dataloader().drop_last is drops
 
 
@@ -83,10 +84,52 @@ def test_evaluation_never_drops_rows() -> None:
         assert sizes(loader) == [4, 4, 1]
 
 
+def on_rank(data: Line, rank: int, ranks: int, **trainer: Any) -> Line:
+    connector = SimpleNamespace(use_distributed_sampler=trainer.pop("use_distributed_sampler", True))
+    share = {"num_replicas": ranks, "rank": rank} if ranks > 1 else None
+    settings = {"distributed_sampler_kwargs": share, "overfit_batches": 0.0, "_accelerator_connector": connector}
+    data.trainer = SimpleNamespace(**settings | trainer)
+    return data
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 32, 100])
+@pytest.mark.parametrize("rows", [4, 5, 9, 12, 65])
+def test_ranks_share_the_rows_of_an_evaluation(ranks: int, batch_size: int, rows: int) -> None:
+    shares = [on_rank(ready(val=9, test=rows, batch_size=batch_size), rank, ranks) for rank in range(ranks)]
+    for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
+        loaders = [getattr(share, name)() for share in shares]
+        loaders = [each[0] if isinstance(each, list) else each for each in loaders]
+        found = torch.cat([x.flatten() for loader in loaders for x, _ in loader])
+        alone = ready(val=9, test=rows)
+        expected = alone.val_set if name == "val_dataloader" else alone.test_set
+        assert sorted(found.tolist()) == [x.item() for x, _ in expected]  # type: ignore[union-attr]
+        assert len({len(loader) for loader in loaders}) == 1  # who waits for the others in each step waits not for good
+        assert max(size for loader in loaders for size in sizes(loader)) <= batch_size or batch_size < 4
+
+
+def test_batches_are_as_large_as_they_can_be() -> None:
+    assert equal_batches(64, 2, 32) == equal_batches(67, 2, 32) == 32
+    assert equal_batches(65, 2, 32) == 31
+    assert equal_batches(13, 2, 3) == 4  # 6 rows: neither 3 nor 2 nor 1
+    assert equal_batches(3, 2, 1) == 2
+
+
+def test_what_lightning_is_to_share_is_left_to_it() -> None:
+    for data in (
+        on_rank(ready(test=3), 0, 4),  # a rank would have none
+        on_rank(ready(), 0, 2, use_distributed_sampler=False),
+        on_rank(ready(), 0, 2, overfit_batches=1.0),
+    ):
+        assert type(data.test_dataloader().sampler).__name__ == "SequentialSampler"  # type: ignore[union-attr]
+    assert isinstance(on_rank(ready(), 0, 2).test_dataloader().sampler, DistributedSampler)  # type: ignore[union-attr]
+
+
 def test_training_rows_are_shuffled_and_complete() -> None:
     data = ready(train=40)
     torch.manual_seed(0)
-    first, second = (torch.cat([x for x, _ in data.train_dataloader()]).div(2).floor() for _ in range(2))
+    loader = data.train_dataloader()
+    first, second = (torch.cat([x for x, _ in loader]).div(2).floor() for _ in range(2))
     assert not first.equal(second)
     assert first.flatten().sort().values.equal(torch.arange(40.0))
 

@@ -36,6 +36,7 @@ assert "wandb" not in sys.modules, "wandb was imported before a run needs it"
 logger.log_metrics({"train/loss": 1.0}, step=0)
 (core,) = [process for process in started if "wandb-core" in str(process.args)]
 core.kill()  # as the kernel does when memory runs out
+core.wait()
 for step in range(1, 20):
     logger.log_metrics({"train/loss": 1.0}, step=step)
     logger.log_hyperparams({"step": step})

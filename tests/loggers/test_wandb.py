@@ -216,6 +216,32 @@ class TestOffline:
             assert records["exit"][0]["exit_code"] == 0
 
 
+class TestResume:
+    """A run that goes on in its folder is one run of W&B."""
+
+    def test_the_last_run_of_the_folder_goes_on(self, tmp_path: Path) -> None:
+        ids = []
+        for resume in (None, "auto", None, "auto"):
+            logger = wandb_logger(save_dir=tmp_path, mode="offline", resume=resume)
+            logger.log_metrics({"number": 1.0}, step=0)
+            ids.append(logger.version)
+            finish_wandb()
+            time.sleep(1.0)  # folders are named by the second
+        assert ids[0] == ids[1]
+        assert ids[2] == ids[3] != ids[0]
+
+    def test_a_folder_without_a_run_begins_one(self, tmp_path: Path) -> None:
+        assert wandb_logger(save_dir=tmp_path / "new", resume="auto").version is None
+
+    def test_an_id_wins(self, tmp_path: Path) -> None:
+        (tmp_path / "wandb" / "run-20260101_000000-earlier").mkdir(parents=True)
+        (tmp_path / "wandb" / "offline-run-20260102_000000-later").mkdir()
+        (tmp_path / "wandb" / "latest-run").mkdir()
+        assert wandb_logger(save_dir=tmp_path, resume="auto").version == "later"
+        assert wandb_logger(save_dir=tmp_path, resume="auto", id="mine").version == "mine"
+        assert wandb_logger(save_dir=tmp_path).version is None
+
+
 class TestOnline:
     """With a key: the server answers, is not there, or goes away."""
 
@@ -334,6 +360,7 @@ class TestArguments:
             ({"project": ""}, "`project` to be a name"),
             ({"project": None}, "`project` to be a name"),
             ({"id": "a/b"}, "`id` to be a name"),
+            ({"resume": "must"}, "`resume` to be 'auto' or None, but got 'must'"),
             ({"init_timeout": 0}, "`init_timeout` to be a number of seconds above 0, but got 0"),
             ({"finish_timeout": float("inf")}, "`finish_timeout` to be a number of seconds above 0, but got inf"),
             ({"finish_timeout": float("nan")}, "`finish_timeout` to be a number"),

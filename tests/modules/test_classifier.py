@@ -135,8 +135,8 @@ def test_samples_without_a_label_do_not_count(make_trainer: MakeTrainer, blobs: 
     [
         ("        if count:", "        if True:"),
         ("== labels)[counted]", "== labels)"),
-        ("self.loss(logits, labels), batch_size=count", "self.loss(logits, labels), batch_size=len(x)"),
-        ("accuracy, batch_size=count", "accuracy, batch_size=len(x)"),
+        ("self.loss(logits, labels), count", "self.loss(logits, labels), len(x)"),
+        ("accuracy, count)", "accuracy, len(x))"),
     ],
 )
 def test_that_check_fails_for_planted_bugs(

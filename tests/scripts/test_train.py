@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_dropout.configuration import exclusive_folder
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 QUIET = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
 SHORT = [*QUIET, "trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=1"]
@@ -84,7 +86,10 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert "error: ckpt_path: Expected a checkpoint of this model" in capsys.readouterr().err
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert run_script("train", *other, f"ckpt_path={checkpoint}", "hydra.run.dir=third") == 2
-    assert "error: ckpt_path: Expected a checkpoint that can be read" in capsys.readouterr().err
+    line = f"error: ckpt_path: Expected a checkpoint as it was saved, but got {checkpoint}: it was cut short"
+    error = capsys.readouterr().err
+    assert line in error
+    assert f"The newest whole checkpoint there is {checkpoint.with_name('best.ckpt')}." in error
 
 
 WRONG = {
@@ -181,6 +186,35 @@ def test_an_output_folder_that_cannot_be_written_is_named(
     assert "Traceback" not in error
 
 
+def test_a_stopped_run_goes_on_in_its_folder(
+    run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=net", "callbacks/mc_dropout=none", "module.optimizer.lr=0.01", *SHORT]
+    folder = tmp_path / "outputs" / "stamp"
+    assert run_script("train", *words, "trainer.max_epochs=1", "resume=auto") == 0  # nothing there: begins anew
+    assert run_script("train", *words) == 2
+    assert "pass resume=auto to go on with that run" in capsys.readouterr().err
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    assert run_script("train", *words, "resume=auto") == 0
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() != before
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row.get("dropout/max")]
+    assert steps == list(range(6))
+    assert len({path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")}) == 1
+    gap = json.loads((folder / "report" / "gap.json").read_text())
+    assert gap["losses"]["train"]["at"] == gap["gap"]["at"] == [0, 1]  # of both epochs
+
+
+def test_two_runs_in_one_folder(run_script: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "outputs" / "stamp"
+    folder.mkdir(parents=True)
+    with exclusive_folder(folder):
+        assert run_script("train", "model=net", "logger=csv", *SHORT) == 2
+    assert "error: hydra.run.dir=" in capsys.readouterr().err
+    assert not (folder / "checkpoints").exists()
+
+
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
@@ -200,6 +234,34 @@ def test_help_and_wrong_words_answer_at_once(tmp_path: Path) -> None:
         )
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.5
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    words = ["model=net", "logger=csv", "callbacks/randomness=step", "callbacks.mc_dropout.num_samples=3", *QUIET]
+    words += ["trainer.limit_train_batches=10", "trainer.max_epochs=20", "trainer.log_every_n_steps=1"]
+    whole = python(str(SCRIPT), *words, "hydra.run.dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, str(SCRIPT), *words, "hydra.run.dir=killed"], cwd=tmp_path, env=env) as run:
+        while not (killed / "checkpoints" / "last.ckpt").exists():
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.kill()
+    assert not (killed / "metrics.json").exists()
+    resumed = python(str(SCRIPT), *words, "hydra.run.dir=killed", "resume=auto", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    ends = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "killed")]
+    for end in ends:
+        del end["seconds"]
+    assert ends[0] == ends[1]
+    assert (tmp_path / "whole" / "csv" / "metrics.csv").read_text() == (killed / "csv" / "metrics.csv").read_text()
+    weights = [
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "killed")
+    ]
+    for name, weight in weights[0]["state_dict"].items():
+        assert torch.equal(weight, weights[1]["state_dict"][name])
 
 
 @pytest.mark.slow
