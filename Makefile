@@ -19,7 +19,7 @@ test: .venv/dev.ok
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-slow: .venv/dev.ok .venv/torch-uncertainty.ok test-releases
-	$(BIN)/python -m pytest -m "slow or fault" --timeout 1200 $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "slow or fault" --timeout 1200 $(ARGS)
 
 test-releases: $(OLD_RUNS)
 

@@ -111,6 +111,8 @@ def turn(processes: list[subprocess.Popen[str]], samples: int) -> tuple[float, f
         line = process.stdout.readline()
         while line and not line[0].isdigit():  # what Lightning prints
             line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("Expected every process to train, but one has ended; --side=... shows why.")
         seconds.append([float(word) for word in line.split()])
     return sum(samples / wall for wall, _ in seconds), len(seconds) * samples / sum(work for _, work in seconds)
 

@@ -42,7 +42,7 @@ BASES = {
     "sequential": ["experiment=sinusoid", "callbacks/dropout=early", "logger=wandb"],
 }
 PARTS = ("data", "model", "module", "callbacks", "logger", "trainer", "seed", "ckpt_path", "run_group")
-_ALWAYS = ("output_dir", "seed", "run_group")  # what other parts refer to
+_ALWAYS = ("output_dir", "seed", "run_group", "resume")  # what other parts refer to
 MEMORY = 4 * 2**30  # bytes beyond what the process has; no tiny model comes near
 SECONDS = 10.0
 WARNINGS = 3

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "ddp_throughput.
 
 @pytest.mark.slow
 def test_every_side_trains(tmp_path: Path) -> None:
-    words = ["--turns=1", "--steps=2", "--batch-size=8", "--dim=16", "--depth=1", f"--json={tmp_path}/found.json"]
+    words = ["--turns=1", "--steps=2", "--batch-size=8", "--dim=16", "--depth=2", f"--json={tmp_path}/found.json"]
     environment = {key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"}
     subprocess.run([sys.executable, str(SCRIPT), *words], check=True, timeout=200, cwd=tmp_path, env=environment)
     found = json.loads((tmp_path / "found.json").read_text())
