@@ -47,6 +47,7 @@ if __name__ == "__main__":
     original = Classifier.training_step
     observed = Observed(original)
     Classifier.training_step = lambda self, batch, batch_idx: observed(self, batch, batch_idx)  # type: ignore[method-assign]
+    sys.path.insert(0, str(SCRIPT.parents[1]))  # where Hydra looks for `conf` if the script is no main module
     specification = importlib.util.spec_from_file_location("train", SCRIPT)
     assert specification is not None
     assert specification.loader is not None
