@@ -315,7 +315,7 @@ def test_dashboard_that_is_refused_is_not_lost(
 
 
 @pytest.mark.slow
-def test_dashboard_without_a_network_takes_less_than_half_a_minute(
+def test_dashboard_without_a_network_takes_less_than_a_minute(
     clean_wandb: None, folder: Path, key: None, environment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as listener:
@@ -323,7 +323,8 @@ def test_dashboard_without_a_network_takes_less_than_half_a_minute(
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
     started = time.perf_counter()
     done = subprocess.run([COMMAND, *DASHBOARD], capture_output=True, text=True, env=environment(), check=False)
-    assert time.perf_counter() - started < 30  # its imports and its end included
+    # With its imports and its end; alone less than 20, but others may run beside it.
+    assert time.perf_counter() - started < 60
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "test/mc/ece" in written(folder / "dashboard.json")
